@@ -1,0 +1,693 @@
+//! The verbs that change domains: found, asked about where many are meant, carried out on all hosts at once, told in order.
+
+use std::{
+    collections::HashMap,
+    ops::ControlFlow,
+    sync::{Mutex, PoisonError},
+};
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+use xman_client::{Address, Caller, Event, Explanation, Wait, fleet};
+use xman_common::{
+    name::DomainRef,
+    protocol::{
+        Ask, DomainRow, MemSet, OnDomain, Reply, Request, Start, Undefine, VcpuSet, Verb, Whoami,
+    },
+};
+
+use crate::{
+    args::{AskArgs, DomainsArgs, Format, MemSetArgs, StartArgs, UndefineArgs, VcpuSetArgs},
+    ask,
+    exit::Tally,
+    output::{Complaints, error_value, named},
+    setting::{Setting, Stop, misfit},
+    show::domain_value,
+    target::{self, Found, Purpose, Target, Wanted},
+    units::size,
+};
+
+/// Hosts that are worked on at once, each with up to [`SESSIONS`] sessions.
+const HOSTS: usize = 64;
+/// Sessions with one host: a guest that takes its time delays no other.
+const SESSIONS: usize = 4;
+
+/// What is done to domains.
+struct Deed<'a> {
+    verb: Verb,
+    /// What is said of a domain to which it was done.
+    past: &'a str,
+    /// What is said before it is done, where that is more than the verb says.
+    warning: Option<String>,
+    request: &'a (dyn Fn(DomainRef) -> Request + Sync),
+}
+
+impl<'a> Deed<'a> {
+    fn new(verb: Verb, past: &'a str, request: &'a (dyn Fn(DomainRef) -> Request + Sync)) -> Self {
+        Self {
+            verb,
+            past,
+            warning: None,
+            request,
+        }
+    }
+}
+
+/// `rxm start`
+pub(crate) async fn start(setting: &Setting, args: StartArgs) -> Result<Tally, Stop> {
+    let paused = args.paused;
+    let past = if paused { "started, paused" } else { "started" };
+    let request = &|domain| Request::Start(Start { domain, paused });
+    carry_out(
+        setting,
+        &args.domains.domains,
+        Deed::new(Verb::Start, past, request),
+    )
+    .await
+}
+
+/// `rxm undefine`
+pub(crate) async fn undefine(setting: &Setting, args: UndefineArgs) -> Result<Tally, Stop> {
+    let UndefineArgs {
+        domains,
+        discard_saved,
+        discard_nvram,
+    } = args;
+    let request = &|domain| {
+        Request::Undefine(Undefine {
+            domain,
+            discard_saved,
+            discard_nvram,
+        })
+    };
+    carry_out(
+        setting,
+        &domains.domains,
+        Deed::new(Verb::Undefine, "undefined", request),
+    )
+    .await
+}
+
+/// `rxm destroy`
+pub(crate) async fn destroy(setting: &Setting, args: DomainsArgs) -> Result<Tally, Stop> {
+    let request = &|domain| Request::Destroy(OnDomain { domain });
+    carry_out(
+        setting,
+        &args.domains,
+        Deed::new(Verb::Destroy, "destroyed", request),
+    )
+    .await
+}
+
+/// `rxm pause`
+pub(crate) async fn pause(setting: &Setting, args: DomainsArgs) -> Result<Tally, Stop> {
+    let request = &|domain| Request::Pause(OnDomain { domain });
+    carry_out(
+        setting,
+        &args.domains,
+        Deed::new(Verb::Pause, "paused", request),
+    )
+    .await
+}
+
+/// `rxm unpause`
+pub(crate) async fn unpause(setting: &Setting, args: DomainsArgs) -> Result<Tally, Stop> {
+    let request = &|domain| Request::Unpause(OnDomain { domain });
+    carry_out(
+        setting,
+        &args.domains,
+        Deed::new(Verb::Unpause, "runs on", request),
+    )
+    .await
+}
+
+/// `rxm shutdown`
+pub(crate) async fn shutdown(setting: &Setting, args: AskArgs) -> Result<Tally, Stop> {
+    let AskArgs {
+        domains,
+        wait,
+        force,
+    } = args;
+    let seconds = setting.patience.timeout.as_secs_f32();
+    let warning = force.then(|| format!("each guest is asked to shut down; if it has not gone within {seconds} s its plug is pulled"));
+    let past = if wait || force {
+        "shut down"
+    } else {
+        "asked to shut down"
+    };
+    let request = &|domain| {
+        Request::Shutdown(Ask {
+            domain,
+            wait,
+            force,
+        })
+    };
+    carry_out(
+        setting,
+        &domains.domains,
+        Deed {
+            verb: Verb::Shutdown,
+            past,
+            warning,
+            request,
+        },
+    )
+    .await
+}
+
+/// `rxm reboot`
+pub(crate) async fn reboot(setting: &Setting, args: AskArgs) -> Result<Tally, Stop> {
+    let AskArgs {
+        domains,
+        wait,
+        force,
+    } = args;
+    let warning = force
+        .then(|| "no guest is asked: it is reset at once, as if by its reset button".to_owned());
+    let past = match (wait, force) {
+        (_, true) => "reset",
+        (true, false) => "rebooted",
+        (false, false) => "asked to reboot",
+    };
+    let request = &|domain| {
+        Request::Reboot(Ask {
+            domain,
+            wait,
+            force,
+        })
+    };
+    carry_out(
+        setting,
+        &domains.domains,
+        Deed {
+            verb: Verb::Reboot,
+            past,
+            warning,
+            request,
+        },
+    )
+    .await
+}
+
+/// `rxm mem-set`
+pub(crate) async fn mem_set(setting: &Setting, args: MemSetArgs) -> Result<Tally, Stop> {
+    let MemSetArgs {
+        domain,
+        kib,
+        config,
+        max,
+    } = args;
+    let past = if max {
+        format!("can have {} of memory from its next start on", size(kib))
+    } else {
+        format!("has {}", size(kib))
+    };
+    let request = &|domain| {
+        Request::MemSet(MemSet {
+            domain,
+            kib,
+            config,
+            maximum: max,
+        })
+    };
+    carry_out(setting, &[domain], Deed::new(Verb::MemSet, &past, request)).await
+}
+
+/// `rxm vcpu-set`
+pub(crate) async fn vcpu_set(setting: &Setting, args: VcpuSetArgs) -> Result<Tally, Stop> {
+    let VcpuSetArgs {
+        domain,
+        count,
+        config,
+        max,
+    } = args;
+    let cpus = if count == 1 {
+        "1 virtual CPU".to_owned()
+    } else {
+        format!("{count} virtual CPUs")
+    };
+    let past = if max {
+        format!("can have {cpus} from its next start on")
+    } else {
+        format!("has {cpus}")
+    };
+    let request = &|domain| {
+        Request::VcpuSet(VcpuSet {
+            domain,
+            count,
+            config,
+            maximum: max,
+        })
+    };
+    carry_out(setting, &[domain], Deed::new(Verb::VcpuSet, &past, request)).await
+}
+
+/// `rxm migrate --abort`
+pub(crate) async fn abort_migration(setting: &Setting, domain: String) -> Result<Tally, Stop> {
+    let request = &|domain| Request::MigrateAbort(OnDomain { domain });
+    let past = "its migration is given up; it stays where it was";
+    carry_out(
+        setting,
+        &[domain],
+        Deed::new(Verb::MigrateAbort, past, request),
+    )
+    .await
+}
+
+async fn carry_out(setting: &Setting, domains: &[String], deed: Deed<'_>) -> Result<Tally, Stop> {
+    let wanted = Wanted::parse_all(domains, setting)?;
+    let Found {
+        targets,
+        callers,
+        silent,
+    } = target::find(setting, &wanted, Purpose::Change).await?;
+    if setting.dry_run {
+        return rehearse(setting, deed.verb, targets, &silent).await;
+    }
+    let is_asked = wanted.iter().any(|wanted| wanted.name.is_pattern()) && targets.len() > 1;
+    if is_asked {
+        confirm(setting, deed.verb, &targets, &silent).await?;
+    }
+    if let Some(warning) = &deed.warning {
+        let labels: Vec<_> = targets.iter().map(Target::label).collect();
+        setting
+            .output
+            .note(&format!("{}: {warning}", named(&labels)));
+    }
+    let mut told = Told::new(
+        setting,
+        deed.verb,
+        hosts_of(&targets) > 1 || !silent.is_empty(),
+    );
+    silent
+        .iter()
+        .for_each(|(host, error)| told.silent(host, error));
+    let deed = &deed;
+    fleet::each(
+        by_host(targets, callers),
+        HOSTS,
+        |work| do_on_host(setting, deed, work, is_asked),
+        |outcomes| {
+            for (target, outcome) in outcomes {
+                told.take(&target, deed.past, outcome);
+            }
+            ControlFlow::Continue(())
+        },
+    )
+    .await;
+    told.finish()
+}
+
+fn hosts_of(targets: &[Target]) -> usize {
+    let mut hosts: Vec<_> = targets.iter().map(|target| &target.address).collect();
+    hosts.sort_by_key(|host| host.to_string());
+    hosts.dedup();
+    hosts.len()
+}
+
+type HostWork = (Vec<Target>, Option<Caller>);
+
+/// Puts the targets of a host together, hosts in the order of their first target.
+fn by_host(targets: Vec<Target>, mut callers: HashMap<Address, Caller>) -> Vec<HostWork> {
+    let mut work: Vec<HostWork> = Vec::new();
+    let mut places: HashMap<Address, usize> = HashMap::new();
+    for target in targets {
+        let address = target.address.clone();
+        let at = *places.entry(address.clone()).or_insert_with(|| {
+            work.push((Vec::new(), callers.remove(&address)));
+            work.len() - 1
+        });
+        if let Some((targets, _)) = work.get_mut(at) {
+            targets.push(target);
+        }
+    }
+    work
+}
+
+async fn do_on_host(
+    setting: &Setting,
+    deed: &Deed<'_>,
+    (targets, caller): HostWork,
+    was_asked: bool,
+) -> Vec<(Target, Result<Reply, Explanation>)> {
+    let open = &Mutex::new(caller);
+    fleet::all(targets, SESSIONS, |target| async move {
+        let taken = open.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut caller = taken.unwrap_or_else(|| setting.caller(&target.address));
+        if was_asked {
+            caller.rest();
+        }
+        let outcome = change(setting, &mut caller, &(deed.request)(target.domain.clone())).await;
+        // The next domain of this host goes on with the session.
+        *open.lock().unwrap_or_else(PoisonError::into_inner) = Some(rested(caller));
+        (target, outcome)
+    })
+    .await
+}
+
+fn rested(mut caller: Caller) -> Caller {
+    caller.rest();
+    caller
+}
+
+/// Makes a call that changes something, under a fresh id.
+pub(crate) async fn change(
+    setting: &Setting,
+    caller: &mut Caller,
+    request: &Request,
+) -> Result<Reply, Explanation> {
+    let reply = caller
+        .call(request, Uuid::new_v4(), Wait::Deadline, |event| {
+            if let Event::Expiring(seconds) = event {
+                setting.warn_of_expiry(seconds);
+            }
+            ControlFlow::Continue(())
+        })
+        .await;
+    reply.map_err(|failure| setting.explain_change(&failure, caller.address()))
+}
+
+/// Asks before a pattern changes several domains.
+async fn confirm(
+    setting: &Setting,
+    verb: Verb,
+    targets: &[Target],
+    silent: &[(Address, Explanation)],
+) -> Result<(), Stop> {
+    if setting.yes {
+        return Ok(());
+    }
+    let labels: Vec<_> = targets.iter().map(Target::label).collect();
+    let domains = labels.len();
+    let hosts = match hosts_of(targets) {
+        1 => "1 host".to_owned(),
+        hosts => format!("{hosts} hosts"),
+    };
+    let left_out = match silent.len() {
+        0 => String::new(),
+        hosts => format!(" ({hosts} more did not answer and are left out)"),
+    };
+    let about = format!(
+        "about to {verb} {domains} domains on {hosts}{left_out}: {}",
+        named(&labels)
+    );
+    if !ask::is_possible() {
+        return Err(Stop::Usage(format!(
+            "{about}; nobody can be asked here: say --yes to do it, or --dry-run to see it"
+        )));
+    }
+    match ask::ask(setting, &format!("{about}; go on? [y/N]"))
+        .await?
+        .as_str()
+    {
+        "y" | "yes" => Ok(()),
+        _ => Err(Stop::Failed(
+            xman_client::Kind::Refused,
+            "nothing was done".to_owned(),
+        )),
+    }
+}
+
+/// Shows what would be done to what, and whether one may, by the word of each host's whoami.
+pub(crate) async fn rehearse(
+    setting: &Setting,
+    verb: Verb,
+    targets: Vec<Target>,
+    silent: &[(Address, Explanation)],
+) -> Result<Tally, Stop> {
+    let mut hosts: Vec<Address> = Vec::new();
+    for target in &targets {
+        if !hosts.contains(&target.address) {
+            hosts.push(target.address.clone());
+        }
+    }
+    let rights: HashMap<Address, Result<bool, Explanation>> =
+        fleet::all(hosts, fleet::WIDTH, |address| async move {
+            let allowed = may(setting, &address, verb).await;
+            (address, allowed)
+        })
+        .await
+        .into_iter()
+        .collect();
+
+    let mut told = Told::new(setting, verb, hosts_of(&targets) > 1);
+    silent
+        .iter()
+        .for_each(|(host, error)| told.silent(host, error));
+    for target in &targets {
+        match rights.get(&target.address) {
+            Some(Ok(allowed)) => told.rehearsed(target, *allowed),
+            Some(Err(error)) => told.take(target, "", Err(error.clone())),
+            None => {}
+        }
+    }
+    told.finish()
+}
+
+/// Returns whether the caller may use a verb on a host.
+pub(crate) async fn may(
+    setting: &Setting,
+    address: &Address,
+    verb: Verb,
+) -> Result<bool, Explanation> {
+    let mut caller = setting.caller(address);
+    match setting
+        .ask(&mut caller, &Request::Whoami(Whoami::default()))
+        .await?
+    {
+        (Reply::Whoami(identity), _) => Ok(identity.verbs.iter().any(|may| may == verb.name())),
+        _ => Err(misfit()),
+    }
+}
+
+/// Tells what came of a change, target after target. What was done is done whether or not it can be printed.
+pub(crate) struct Told<'a> {
+    setting: &'a Setting,
+    verb: Verb,
+    with_host: bool,
+    tally: Tally,
+    complaints: Complaints,
+    values: Vec<Value>,
+    unprinted: Option<Stop>,
+}
+
+impl<'a> Told<'a> {
+    pub(crate) fn new(setting: &'a Setting, verb: Verb, with_host: bool) -> Self {
+        Self {
+            setting,
+            verb,
+            with_host,
+            tally: Tally::default(),
+            complaints: Complaints::default(),
+            values: Vec::new(),
+            unprinted: None,
+        }
+    }
+
+    /// A host that could not be asked which domains it has.
+    fn silent(&mut self, host: &Address, error: &Explanation) {
+        self.tally.failed(error.kind);
+        self.complaints.add(host.to_string(), error);
+        self.complaints.say(&self.setting.output);
+        self.values.push(error_value(host, error));
+    }
+
+    /// A host on which nothing could be done, without a domain to name.
+    pub(crate) fn failed_on(&mut self, host: &Address, error: Explanation) {
+        self.silent(host, &error);
+    }
+
+    /// What came of one.
+    pub(crate) fn take(
+        &mut self,
+        target: &Target,
+        past: &str,
+        outcome: Result<Reply, Explanation>,
+    ) {
+        match outcome {
+            Ok(reply) => self.success(target, past, reply),
+            Err(error) => {
+                self.tally.failed(error.kind);
+                self.complaints.add(target.label(), &error);
+                self.complaints.say(&self.setting.output);
+                let name = target.row.as_ref().map(|row| row.name.clone());
+                let uuid = if let DomainRef::Uuid(uuid) = &target.domain {
+                    Some(uuid)
+                } else {
+                    None
+                };
+                let mut value = error_value(&target.address, &error);
+                if let Value::Object(fields) = &mut value {
+                    fields.insert("verb".to_owned(), json!(self.verb.name()));
+                    fields.insert("name".to_owned(), json!(name));
+                    fields.insert("uuid".to_owned(), json!(uuid));
+                }
+                self.values.push(value);
+            }
+        }
+    }
+
+    /// What came of a change to a domain that did not exist or had no name before.
+    pub(crate) fn success(&mut self, target: &Target, past: &str, reply: Reply) {
+        self.tally.done();
+        let address = &target.address;
+        let mut value = match &reply {
+            Reply::Domain(row) | Reply::Memory { domain: row, .. } => domain_value(address, row),
+            Reply::Gone { name, uuid } => {
+                json!({ "host": address, "name": name, "uuid": uuid, "gone": true })
+            }
+            Reply::Done | Reply::Job(_) | Reply::Whoami(_) | Reply::Info(_) => {
+                json!({ "host": address })
+            }
+        };
+        if let Value::Object(fields) = &mut value {
+            fields.insert("verb".to_owned(), json!(self.verb.name()));
+        }
+        self.values.push(value);
+        let label = match &reply {
+            Reply::Domain(row) | Reply::Memory { domain: row, .. } => {
+                format!("{address}/{}", row.name)
+            }
+            Reply::Gone { name, .. } => format!("{address}/{name}"),
+            Reply::Done | Reply::Job(_) | Reply::Whoami(_) | Reply::Info(_) => target.label(),
+        };
+        let printed = match self.setting.output.format {
+            Format::Table | Format::Wide => self
+                .setting
+                .output
+                .success(&format!("{label}: {}", sentence(past, &reply))),
+            Format::Name => {
+                let short = label
+                    .rsplit_once('/')
+                    .map_or(label.as_str(), |(_, name)| name);
+                self.setting
+                    .output
+                    .line(if self.with_host { &label } else { short })
+            }
+            Format::Json | Format::Yaml => Ok(()),
+        };
+        self.remember(printed.map_err(Stop::from));
+    }
+
+    fn rehearsed(&mut self, target: &Target, allowed: bool) {
+        let state = target
+            .row
+            .as_ref()
+            .map(|row| format!(" ({})", row.state))
+            .unwrap_or_default();
+        let permission = if allowed { "you may" } else { "you may not" };
+        self.rehearse_line(
+            &target.address,
+            &format!("{}{state}", target.label()),
+            target.row.as_ref(),
+            allowed,
+            permission,
+        );
+    }
+
+    /// One line of a rehearsal.
+    pub(crate) fn rehearse_line(
+        &mut self,
+        address: &Address,
+        what: &str,
+        row: Option<&DomainRow>,
+        allowed: bool,
+        permission: &str,
+    ) {
+        if allowed {
+            self.tally.done();
+        } else {
+            self.tally.failed(xman_client::Kind::Refused);
+        }
+        let verb = self.verb;
+        self.values.push(json!({
+            "host": address,
+            "verb": verb.name(),
+            "name": row.map(|row| &row.name),
+            "uuid": row.map(|row| row.uuid),
+            "state": row.map(|row| row.state.name()),
+            "dry_run": true,
+            "allowed": allowed,
+        }));
+        if !self.setting.output.is_structured() {
+            let printed = self
+                .setting
+                .output
+                .line(&format!("would {verb} {what}: {permission}"));
+            self.remember(printed.map_err(Stop::from));
+        }
+    }
+
+    fn remember(&mut self, printed: Result<(), Stop>) {
+        if let Err(stop) = printed {
+            self.unprinted.get_or_insert(stop);
+        }
+    }
+
+    /// Prints what is printed at the end, and counts.
+    pub(crate) fn finish(mut self) -> Result<Tally, Stop> {
+        if self.setting.output.is_structured() {
+            let values = std::mem::take(&mut self.values);
+            let printed = self.setting.output.values(values);
+            self.remember(printed.map_err(Stop::from));
+        }
+        match self.unprinted {
+            Some(stop) if self.tally.code() == 0 => Err(stop),
+            Some(_) | None => Ok(self.tally),
+        }
+    }
+}
+
+/// What is said of a domain to which something was done.
+fn sentence(past: &str, reply: &Reply) -> String {
+    match reply {
+        Reply::Memory { domain, asked_kib }
+            if domain.memory_kib != *asked_kib && past.starts_with("has") =>
+        {
+            format!(
+                "asked to go to {}; it has {} so far",
+                size(*asked_kib),
+                size(domain.memory_kib)
+            )
+        }
+        Reply::Memory { .. }
+        | Reply::Domain(_)
+        | Reply::Gone { .. }
+        | Reply::Done
+        | Reply::Job(_)
+        | Reply::Whoami(_)
+        | Reply::Info(_) => past.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(host: &str, number: u128) -> Target {
+        Target {
+            address: host.parse().unwrap(),
+            domain: DomainRef::Uuid(Uuid::from_u128(number)),
+            row: None,
+        }
+    }
+
+    #[test]
+    fn the_work_of_a_host_stays_together_and_in_order() {
+        let targets = vec![target("b", 1), target("a", 2), target("b", 3)];
+        assert_eq!(hosts_of(&targets), 2);
+        let work = by_host(targets, HashMap::new());
+        let shape: Vec<Vec<_>> = work
+            .iter()
+            .map(|(t, _)| t.iter().map(Target::label).collect())
+            .collect();
+        let label = |n: u128| Uuid::from_u128(n).to_string();
+        assert_eq!(
+            shape,
+            [
+                vec![format!("b/{}", label(1)), format!("b/{}", label(3))],
+                vec![format!("a/{}", label(2))],
+            ]
+        );
+    }
+}

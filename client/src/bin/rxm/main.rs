@@ -1,0 +1,162 @@
+//! `rxm`: the command line of xman.
+
+mod args;
+mod ask;
+mod change;
+mod clean;
+mod config;
+mod edit;
+mod exit;
+mod files;
+mod job;
+mod messages;
+mod migrate;
+mod output;
+mod setting;
+mod show;
+mod target;
+mod units;
+
+use std::{
+    fs, io,
+    path::Path,
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use clap::{CommandFactory, Parser};
+use clap_complete::generate;
+use tokio::{runtime, sync::watch};
+use xman_client::{Interrupt, Kind, fleet};
+
+use crate::{
+    args::{Cli, Command, Job, Shell},
+    exit::{FAILED, INTERRUPTED, Tally, USAGE},
+    output::Unprinted,
+    setting::{Setting, Stop, code_of},
+};
+
+fn main() -> ExitCode {
+    let Cli { options, command } = Cli::parse();
+    let ended = match threads().build() {
+        Ok(runtime) => {
+            let ended = runtime.block_on(work(options, command));
+            // Kerberos may still be waiting for a KDC.
+            runtime.shutdown_background();
+            ended
+        }
+        Err(error) => Err(Stop::Failed(Kind::Refused, format!("no threads: {error}"))),
+    };
+    ExitCode::from(match ended {
+        Ok(tally) => tally.code(),
+        Err(stop) => tell(stop),
+    })
+}
+
+fn threads() -> runtime::Builder {
+    let mut builder = runtime::Builder::new_multi_thread();
+    builder
+        .worker_threads(2)
+        .max_blocking_threads(fleet::BLOCKING_THREADS)
+        .enable_all();
+    builder
+}
+
+fn tell(stop: Stop) -> u8 {
+    let (code, text) = match stop {
+        Stop::Usage(text) => (USAGE, text),
+        Stop::Failed(kind, text) => (code_of(kind), text),
+        Stop::Code(code) => return code,
+        Stop::Unprinted(Unprinted::Closed) => return 0,
+        Stop::Unprinted(Unprinted::Broken(error)) => (FAILED, format!("standard output: {error}")),
+    };
+    let _ = io::Write::write_all(
+        &mut io::stderr(),
+        format!("rxm: {}\n", clean::text(&text)).as_bytes(),
+    );
+    code
+}
+
+async fn work(options: args::Options, command: Command) -> Result<Tally, Stop> {
+    let (raise, interrupt) = Interrupt::new();
+    tokio::spawn(watch_for_interrupt(raise));
+    let setting = &Setting::new(options, interrupt)?;
+    match command {
+        Command::List(args) => show::list(setting, args).await,
+        Command::Info => show::info(setting).await,
+        Command::Whoami => show::whoami(setting).await,
+        Command::Dmesg(args) => messages::dmesg(setting, args).await,
+        Command::Describe(args) => messages::describe(setting, args).await,
+        Command::Create(args) => files::create(setting, args).await,
+        Command::Define(args) => files::define(setting, args).await,
+        Command::Start(args) => change::start(setting, args).await,
+        Command::Undefine(args) => change::undefine(setting, args).await,
+        Command::Destroy(args) => change::destroy(setting, args).await,
+        Command::Reboot(args) => change::reboot(setting, args).await,
+        Command::Shutdown(args) => change::shutdown(setting, args).await,
+        Command::Pause(args) => change::pause(setting, args).await,
+        Command::Unpause(args) => change::unpause(setting, args).await,
+        Command::MemSet(args) => change::mem_set(setting, args).await,
+        Command::VcpuSet(args) => change::vcpu_set(setting, args).await,
+        Command::Edit(args) => edit::edit(setting, args).await,
+        Command::Migrate(args) => migrate::migrate(setting, args).await,
+        Command::Job(Job::List) => job::list(setting).await,
+        Command::Job(Job::Wait { job }) => job::wait(setting, &job).await,
+        Command::Job(Job::Cancel { job }) => job::cancel(setting, &job).await,
+        Command::Completion { shell } => completion(shell),
+        Command::Man { dir } => man_pages(&dir),
+    }
+}
+
+/// While an editor has the terminal, its Ctrl-C is not ours.
+pub(crate) static EDITOR_RUNS: AtomicBool = AtomicBool::new(false);
+
+/// The first Ctrl-C asks everything under way to end, the second does not ask.
+async fn watch_for_interrupt(raise: watch::Sender<bool>) {
+    while tokio::signal::ctrl_c().await.is_ok() {
+        if EDITOR_RUNS.load(Ordering::Relaxed) {
+            continue;
+        }
+        if raise.send_replace(true) {
+            std::process::exit(INTERRUPTED.into());
+        }
+    }
+}
+
+fn completion(shell: Shell) -> Result<Tally, Stop> {
+    let shell = match shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    let mut script = Vec::new();
+    generate(shell, &mut Cli::command(), "rxm", &mut script);
+    io::Write::write_all(&mut io::stdout(), &script).map_err(Unprinted::from)?;
+    Ok(Tally::default())
+}
+
+fn man_pages(dir: &Path) -> Result<Tally, Stop> {
+    let mut command = Cli::command().disable_help_subcommand(true);
+    command.build();
+    match fs::create_dir_all(dir).and_then(|()| man_page(&command, dir)) {
+        Ok(()) => Ok(Tally::default()),
+        Err(error) => Err(Stop::Failed(
+            Kind::Refused,
+            format!("{}: {error}", dir.display()),
+        )),
+    }
+}
+
+/// Writes the page of a command and those of its subcommands.
+fn man_page(command: &clap::Command, dir: &Path) -> io::Result<()> {
+    let man = clap_mangen::Man::new(command.clone());
+    let mut page = Vec::new();
+    man.render(&mut page)?;
+    // What stands after the help of a command is no extra: it is examples and notes.
+    let page = String::from_utf8_lossy(&page).replace(".SH EXTRA", ".SH NOTES");
+    fs::write(dir.join(man.get_filename()), page)?;
+    command
+        .get_subcommands()
+        .filter(|sub| !sub.is_hide_set())
+        .try_for_each(|sub| man_page(sub, dir))
+}

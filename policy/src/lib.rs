@@ -1,0 +1,519 @@
+//! Who may do what on this host.
+//!
+//! ```text
+//! Query --> Chain: k5login, then further backends, in the configured order
+//!             Allow | Deny   the first opinion decides
+//!             None           the next is asked; no opinion at all means deny
+//!       --> Verdict::Allow(Grant)    the only way to get a Grant
+//!           Verdict::Deny(Reason)    for the log; the caller learns nothing but "denied"
+//! ```
+//!
+//! A backend that fails denies. With stale facts about a domain only administrators may change it. An administrator whom an early backend
+//! lets in is not bound by what a later one forbids.
+
+use std::{
+    fmt,
+    net::IpAddr,
+    panic::{self, AssertUnwindSafe},
+};
+
+use uuid::Uuid;
+use xman_common::{
+    name::{DomainName, Principal},
+    protocol::{Effect, Verb},
+};
+
+pub mod k5login;
+
+/// A question: may this principal do this to that?
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    /// Who asks, as Kerberos proved it.
+    pub principal: &'a Principal,
+    /// What is to be done.
+    pub verb: Verb,
+    /// To what.
+    pub on: Subject<'a>,
+    /// Where the call comes from.
+    pub peer: IpAddr,
+}
+
+/// What a verb would be done to.
+#[derive(Clone, Copy, Debug)]
+pub enum Subject<'a> {
+    /// The host itself, or no domain in particular.
+    Host,
+    /// A domain that the inventory knows.
+    Domain(DomainFacts<'a>),
+    /// A domain that the inventory does not know: judged as one that nobody owns, so that it looks the same as a forbidden one.
+    UnknownDomain,
+    /// A domain that does not exist yet, as its XML describes it.
+    NewDomain {
+        /// Its name.
+        name: &'a DomainName,
+        /// Its identity, where the XML gives one.
+        uuid: Option<Uuid>,
+    },
+}
+
+/// What the inventory knows of a domain, as far as a verdict needs it.
+#[derive(Clone, Copy, Debug)]
+pub struct DomainFacts<'a> {
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: &'a DomainName,
+    /// Grows with every change of these facts.
+    pub revision: u64,
+    /// Whether libvirt has been silent for so long that they may be wrong.
+    pub stale: bool,
+}
+
+/// What one backend says to a query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opinion {
+    /// Yes.
+    Allow {
+        /// The rule behind it, as `k5login:3`.
+        rule: String,
+        /// Whether the principal administers the whole host.
+        administrator: bool,
+    },
+    /// No, whatever later backends would say.
+    Deny {
+        /// Why, for the log.
+        reason: String,
+    },
+    /// Nothing: the next backend is asked.
+    None,
+}
+
+/// A source of opinions.
+pub trait Authorizer: Send + Sync {
+    /// Returns the backend's name as the configuration has it.
+    fn name(&self) -> &'static str;
+
+    /// Judges a query from memory: no files, no network, no waiting. What cannot be judged is denied.
+    fn judge(&self, query: &Query<'_>) -> Opinion;
+
+    /// Looks whether the backend's rules have changed and takes the new ones; `None` where they are what they were. Rules that cannot be had are a
+    /// change as well: from then on the backend denies.
+    fn refresh(&self) -> Option<Reload>;
+}
+
+/// New rules of one backend, in words for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reload {
+    /// What the backend goes by now, or what is wrong.
+    pub summary: String,
+    /// Whether the backend has rules at all; without, it denies.
+    pub usable: bool,
+    /// What its rules hold and can never apply.
+    pub warnings: Vec<String>,
+}
+
+/// The answer to a query.
+#[derive(Debug)]
+#[must_use = "a verdict says whether to go on"]
+pub enum Verdict {
+    /// Go on, with this.
+    Allow(Grant),
+    /// Do not.
+    Deny(Reason),
+}
+
+/// The right to carry out one verb on one subject with one revision of its facts. Only [`Chain::decide`] makes one, and nothing copies it.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a grant is to be consumed by what it allows"]
+pub struct Grant {
+    verb: Verb,
+    scope: Scope,
+    rule: String,
+    administrator: bool,
+}
+
+impl Grant {
+    /// Returns the verb that may be carried out.
+    pub fn verb(&self) -> Verb {
+        self.verb
+    }
+
+    /// Returns what it may be carried out on.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// Returns the identity and the revision of the facts of the domain that it is for, where that exists.
+    pub fn domain(&self) -> Option<(Uuid, u64)> {
+        match self.scope {
+            Scope::Domain { uuid, revision } => Some((uuid, revision)),
+            Scope::Host | Scope::UnknownDomain | Scope::NewDomain { .. } => None,
+        }
+    }
+
+    /// Returns the rule behind it.
+    pub fn rule(&self) -> &str {
+        &self.rule
+    }
+
+    /// Returns whether it was given to an administrator of the host.
+    pub fn administrator(&self) -> bool {
+        self.administrator
+    }
+}
+
+/// What a [`Grant`] is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The host.
+    Host,
+    /// An existing domain.
+    Domain {
+        /// Its identity.
+        uuid: Uuid,
+        /// The revision of the facts that were judged.
+        revision: u64,
+    },
+    /// A domain that is not there: the grant is good for saying so and for nothing else.
+    UnknownDomain,
+    /// A domain to be made.
+    NewDomain {
+        /// Its name.
+        name: DomainName,
+        /// Its identity, where the XML gives one.
+        uuid: Option<Uuid>,
+    },
+}
+
+impl From<Subject<'_>> for Scope {
+    fn from(subject: Subject<'_>) -> Self {
+        match subject {
+            Subject::Host => Self::Host,
+            Subject::Domain(facts) => Self::Domain {
+                uuid: facts.uuid,
+                revision: facts.revision,
+            },
+            Subject::UnknownDomain => Self::UnknownDomain,
+            Subject::NewDomain { name, uuid } => Self::NewDomain {
+                name: name.clone(),
+                uuid,
+            },
+        }
+    }
+}
+
+/// Why a query was denied. For the log: it may hold what the caller must not learn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason(String);
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// The configured backends in their order.
+pub struct Chain {
+    backends: Vec<Box<dyn Authorizer>>,
+}
+
+impl Chain {
+    /// Makes a chain that has read no rules yet: until the first [`refresh`](Self::refresh) it denies.
+    pub fn new(backends: Vec<Box<dyn Authorizer>>) -> Self {
+        Self { backends }
+    }
+
+    /// Takes rules that have changed since the last time; to be called before each request. Looks at files, so about a microsecond where nothing has
+    /// changed. Returns each change once, to one of those who call at the same time.
+    pub fn refresh(&self) -> Vec<(&'static str, Reload)> {
+        self.backends
+            .iter()
+            .filter_map(|backend| Some((backend.name(), backend.refresh()?)))
+            .collect()
+    }
+
+    /// Answers a query by the first opinion.
+    pub fn decide(&self, query: &Query<'_>) -> Verdict {
+        for backend in &self.backends {
+            match ask(backend.as_ref(), query) {
+                Opinion::Allow {
+                    administrator: false,
+                    ..
+                } if changes_on_stale_facts(query) => {
+                    return Verdict::Deny(Reason(
+                        "libvirt has been silent for too long to know whose the domain is; until it answers only \
+                         administrators may change anything"
+                            .to_owned(),
+                    ));
+                }
+                Opinion::Allow {
+                    rule,
+                    administrator,
+                } => {
+                    return Verdict::Allow(Grant {
+                        verb: query.verb,
+                        scope: query.on.into(),
+                        rule,
+                        administrator,
+                    });
+                }
+                Opinion::Deny { reason } => {
+                    return Verdict::Deny(Reason(format!("{}: {reason}", backend.name())));
+                }
+                Opinion::None => {}
+            }
+        }
+        Verdict::Deny(Reason("no rule allows it".to_owned()))
+    }
+}
+
+impl fmt::Debug for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.backends.iter().map(|backend| backend.name()))
+            .finish()
+    }
+}
+
+/// A backend that panics has failed, and a backend that failed denies.
+fn ask(backend: &dyn Authorizer, query: &Query<'_>) -> Opinion {
+    panic::catch_unwind(AssertUnwindSafe(|| backend.judge(query))).unwrap_or_else(|_| {
+        Opinion::Deny {
+            reason: "the backend failed; what xmand wrote to stderr says where".to_owned(),
+        }
+    })
+}
+
+fn changes_on_stale_facts(query: &Query<'_>) -> bool {
+    query.verb.effect() == Effect::Change
+        && match query.on {
+            Subject::Domain(facts) => facts.stale,
+            Subject::Host | Subject::UnknownDomain | Subject::NewDomain { .. } => false,
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::Ipv4Addr, sync::Mutex};
+
+    use super::*;
+
+    /// Says the same to everything and counts nothing: the chain is what is tested here, not a backend.
+    struct Always(Opinion);
+
+    impl Authorizer for Always {
+        fn name(&self) -> &'static str {
+            "always"
+        }
+
+        fn judge(&self, _: &Query<'_>) -> Opinion {
+            self.0.clone()
+        }
+
+        fn refresh(&self) -> Option<Reload> {
+            None
+        }
+    }
+
+    struct Broken;
+
+    impl Authorizer for Broken {
+        fn name(&self) -> &'static str {
+            "broken"
+        }
+
+        fn judge(&self, _: &Query<'_>) -> Opinion {
+            panic!("broken on purpose")
+        }
+
+        fn refresh(&self) -> Option<Reload> {
+            None
+        }
+    }
+
+    struct Reloading(Mutex<Vec<Reload>>);
+
+    impl Authorizer for Reloading {
+        fn name(&self) -> &'static str {
+            "reloading"
+        }
+
+        fn judge(&self, _: &Query<'_>) -> Opinion {
+            Opinion::None
+        }
+
+        fn refresh(&self) -> Option<Reload> {
+            self.0.lock().unwrap().pop()
+        }
+    }
+
+    fn allow(rule: &str, administrator: bool) -> Opinion {
+        Opinion::Allow {
+            rule: rule.to_owned(),
+            administrator,
+        }
+    }
+
+    fn deny() -> Opinion {
+        Opinion::Deny {
+            reason: "so it says".to_owned(),
+        }
+    }
+
+    fn chain(opinions: Vec<Opinion>) -> Chain {
+        Chain::new(
+            opinions
+                .into_iter()
+                .map(|opinion| Box::new(Always(opinion)) as Box<dyn Authorizer>)
+                .collect(),
+        )
+    }
+
+    fn decide(chain: &Chain, verb: Verb, on: Subject<'_>) -> Verdict {
+        let principal = "alice@EX.ORG".parse().unwrap();
+        chain.decide(&Query {
+            principal: &principal,
+            verb,
+            on,
+            peer: Ipv4Addr::LOCALHOST.into(),
+        })
+    }
+
+    #[track_caller]
+    fn granted(verdict: Verdict) -> Grant {
+        match verdict {
+            Verdict::Allow(grant) => grant,
+            Verdict::Deny(reason) => panic!("denied: {reason}"),
+        }
+    }
+
+    #[track_caller]
+    fn denied(verdict: Verdict) -> String {
+        match verdict {
+            Verdict::Allow(grant) => panic!("allowed: {grant:?}"),
+            Verdict::Deny(reason) => reason.to_string(),
+        }
+    }
+
+    #[test]
+    fn the_first_opinion_decides_and_none_means_deny() {
+        for (opinions, rule) in [
+            (vec![], None),
+            (vec![Opinion::None, Opinion::None], None),
+            (vec![allow("a", false), deny()], Some("a")),
+            (vec![deny(), allow("b", true)], None),
+            (
+                vec![Opinion::None, allow("c", false), allow("d", true)],
+                Some("c"),
+            ),
+            (vec![Opinion::None, deny(), allow("e", true)], None),
+        ] {
+            let verdict = decide(&chain(opinions.clone()), Verb::List, Subject::Host);
+            match rule {
+                Some(rule) => assert_eq!(granted(verdict).rule(), rule, "{opinions:?}"),
+                None => drop(denied(verdict)),
+            }
+        }
+    }
+
+    #[test]
+    fn a_denial_names_the_backend_and_its_reason() {
+        assert_eq!(
+            denied(decide(&chain(vec![deny()]), Verb::List, Subject::Host)),
+            "always: so it says"
+        );
+        assert_eq!(
+            denied(decide(&chain(vec![]), Verb::List, Subject::Host)),
+            "no rule allows it"
+        );
+    }
+
+    #[test]
+    fn a_backend_that_panics_denies_and_nobody_behind_it_is_asked() {
+        let chain = Chain::new(vec![Box::new(Broken), Box::new(Always(allow("a", true)))]);
+        assert!(
+            denied(decide(&chain, Verb::List, Subject::Host))
+                .starts_with("broken: the backend failed")
+        );
+    }
+
+    #[test]
+    fn with_stale_facts_only_administrators_change_anything() {
+        let name = "web".parse().unwrap();
+        for &verb in Verb::ALL {
+            for stale in [false, true] {
+                for administrator in [false, true] {
+                    let on = Subject::Domain(DomainFacts {
+                        uuid: Uuid::nil(),
+                        name: &name,
+                        revision: 1,
+                        stale,
+                    });
+                    let allowed = matches!(
+                        decide(&chain(vec![allow("a", administrator)]), verb, on),
+                        Verdict::Allow(_)
+                    );
+                    let expected = administrator || !stale || verb.effect() == Effect::Read;
+                    assert_eq!(
+                        allowed, expected,
+                        "{verb}, stale: {stale}, administrator: {administrator}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_grant_is_for_the_verb_and_the_domain_that_were_asked_about() {
+        let name: DomainName = "web".parse().unwrap();
+        let uuid = Uuid::from_u128(7);
+        let chain = chain(vec![allow("a", true)]);
+        let facts = DomainFacts {
+            uuid,
+            name: &name,
+            revision: 42,
+            stale: false,
+        };
+
+        let grant = granted(decide(&chain, Verb::Pause, Subject::Domain(facts)));
+        assert_eq!(
+            (grant.verb(), grant.domain(), grant.administrator()),
+            (Verb::Pause, Some((uuid, 42)), true)
+        );
+
+        let new = Subject::NewDomain {
+            name: &name,
+            uuid: None,
+        };
+        let grant = granted(decide(&chain, Verb::Define, new));
+        assert_eq!(
+            grant.scope(),
+            &Scope::NewDomain {
+                name: name.clone(),
+                uuid: None
+            }
+        );
+        assert_eq!(grant.domain(), None);
+
+        assert_eq!(
+            granted(decide(&chain, Verb::Pause, Subject::UnknownDomain)).domain(),
+            None
+        );
+        assert_eq!(
+            granted(decide(&chain, Verb::Info, Subject::Host)).scope(),
+            &Scope::Host
+        );
+    }
+
+    #[test]
+    fn each_change_of_rules_is_told_once() {
+        let reload = Reload {
+            summary: "new".to_owned(),
+            usable: true,
+            warnings: vec![],
+        };
+        let chain = Chain::new(vec![Box::new(Reloading(Mutex::new(vec![reload.clone()])))]);
+        assert_eq!(chain.refresh(), [("reloading", reload)]);
+        assert_eq!(chain.refresh(), []);
+    }
+}

@@ -1,0 +1,362 @@
+//! The whole configuration, and the check of everything it names.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use jiff::SignedDuration;
+use serde::{Deserialize, Deserializer, de::Error as _};
+use xman_common::{name::HostName, protocol::PORT};
+use xman_policy::k5login;
+
+use crate::{ROOT, audit, hypervisor::Hypervisors, store::Store};
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// No file to read.
+    #[error("{}: {source}; `--config FILE` names another", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    /// Not TOML, or keys and values that mean nothing here.
+    #[error("{}: {source}", path.display())]
+    Malformed {
+        path: PathBuf,
+        source: Box<toml::de::Error>,
+    },
+    /// Values that do not go together.
+    #[error("{}: {what}", path.display())]
+    Senseless { path: PathBuf, what: String },
+}
+
+/// `/etc/xman/xmand.toml`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// Where to listen; port 0 takes a free one.
+    pub(crate) listen: Vec<SocketAddr>,
+    /// Holds the keys of `xman/<host>`.
+    pub(crate) keytab: PathBuf,
+    /// libvirt URIs; the first takes `create` and `define`.
+    pub(crate) hypervisors: Vec<String>,
+    /// The store's folder.
+    pub(crate) state_dir: PathBuf,
+    /// The local syslog's socket.
+    pub(crate) syslog: PathBuf,
+    /// Whether a change may go on unrecorded.
+    pub(crate) audit: AuditNeed,
+    /// How long SIGTERM waits for work in flight.
+    #[serde(deserialize_with = "span")]
+    pub(crate) shutdown_grace: Duration,
+    /// Who decides.
+    pub(crate) authorization: Authorization,
+    /// Where guests may go.
+    pub(crate) migration: Migration,
+    /// What callers may use up.
+    pub(crate) limits: Limits,
+}
+
+/// What a change needs of the audit log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum AuditNeed {
+    /// What cannot be recorded is not begun.
+    Required,
+    /// It goes on, and the record is sent when syslog is back.
+    BestEffort,
+}
+
+/// `[authorization]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct Authorization {
+    /// Asked in this order; the first opinion decides.
+    pub(crate) backends: Vec<Backend>,
+    /// The administrators of this machine.
+    pub(crate) k5login: PathBuf,
+}
+
+/// A way to decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Backend {
+    /// One principal a line.
+    K5login,
+}
+
+/// `[migration]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct Migration {
+    /// The hosts that this one exchanges guests with. They are root on each other.
+    pub(crate) peers: Vec<HostName>,
+    /// How this host's libvirt reaches the other's; `{host}` stands for its name.
+    pub(crate) uri: String,
+}
+
+/// `[limits]`: each answers an attack that its docs name.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct Limits {
+    /// Connections that have not proved who they are: strangers cannot use up descriptors.
+    pub(crate) max_unauthenticated: usize,
+    /// The same from one address: one machine cannot keep the others out.
+    pub(crate) max_unauthenticated_per_address: usize,
+    /// Sessions of one principal: a runaway script cannot keep the others out.
+    pub(crate) max_per_principal: usize,
+    /// Sessions in all.
+    pub(crate) max_sessions: usize,
+    /// For the whole handshake: who says nothing holds nothing.
+    #[serde(deserialize_with = "span")]
+    pub(crate) handshake: Duration,
+    /// Without a call: forgotten connections end.
+    #[serde(deserialize_with = "span")]
+    pub(crate) idle: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from(([0; 16], PORT))],
+            keytab: "/etc/xman/xman.keytab".into(),
+            hypervisors: vec!["qemu:///system".to_owned()],
+            state_dir: "/var/lib/xman".into(),
+            syslog: "/dev/log".into(),
+            audit: AuditNeed::Required,
+            shutdown_grace: Duration::from_secs(20),
+            authorization: Authorization::default(),
+            migration: Migration::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Authorization {
+    fn default() -> Self {
+        Self {
+            backends: vec![Backend::K5login],
+            k5login: "/root/.k5login".into(),
+        }
+    }
+}
+
+impl Default for Migration {
+    fn default() -> Self {
+        Self {
+            peers: Vec::new(),
+            uri: "qemu+tls://{host}/system".to_owned(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_unauthenticated: 64,
+            max_unauthenticated_per_address: 16,
+            max_per_principal: 64,
+            max_sessions: 1024,
+            handshake: Duration::from_secs(10),
+            idle: Duration::from_secs(600),
+        }
+    }
+}
+
+fn span<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let span = SignedDuration::deserialize(deserializer)?;
+    Duration::try_from(span)
+        .ok()
+        .filter(|span| !span.is_zero())
+        .ok_or_else(|| D::Error::custom("a time span above zero, as \"10s\""))
+}
+
+impl Config {
+    /// Reads a file and refuses what it does not know.
+    pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+            path: path.into(),
+            source,
+        })?;
+        let config: Self = toml::from_str(&text).map_err(|source| ConfigError::Malformed {
+            path: path.into(),
+            source: Box::new(source),
+        })?;
+        match config.nonsense() {
+            Some(what) => Err(ConfigError::Senseless {
+                path: path.into(),
+                what,
+            }),
+            None => Ok(config),
+        }
+    }
+
+    fn nonsense(&self) -> Option<String> {
+        let limits = &self.limits;
+        if self.listen.is_empty() {
+            Some("`listen` names no address, so nobody could connect".to_owned())
+        } else if self.hypervisors.is_empty() {
+            Some("`hypervisors` names no libvirt URI".to_owned())
+        } else if self.hypervisors.iter().enumerate().any(|(i, uri)| {
+            self.hypervisors
+                .iter()
+                .skip(i + 1)
+                .any(|other| other == uri)
+        }) {
+            Some("`hypervisors` names a libvirt URI twice".to_owned())
+        } else if self
+            .hypervisors
+            .iter()
+            .any(|uri| uri.contains('\0') || uri.is_empty())
+        {
+            Some("`hypervisors` holds an empty URI, or one with a NUL".to_owned())
+        } else if self.authorization.backends.is_empty() {
+            Some("`authorization.backends` is empty, so everybody would be refused; name at least \"k5login\"".to_owned())
+        } else if !self.migration.uri.contains("{host}") {
+            Some("`migration.uri` lacks {host}, where the destination's name goes".to_owned())
+        } else if [
+            limits.max_unauthenticated,
+            limits.max_unauthenticated_per_address,
+            limits.max_per_principal,
+            limits.max_sessions,
+        ]
+        .contains(&0)
+        {
+            Some("a limit of 0 in `limits` would refuse everybody".to_owned())
+        } else {
+            None
+        }
+    }
+
+    /// Returns the URI under which this host's libvirt reaches the one on `destination`, one of the peers.
+    pub(crate) fn migration_uri(&self, destination: &HostName) -> Option<String> {
+        self.migration.peers.contains(destination).then(|| {
+            let host = destination.as_str();
+            let host = if host.contains(':') {
+                format!("[{host}]")
+            } else {
+                host.to_owned()
+            };
+            self.migration.uri.replace("{host}", &host)
+        })
+    }
+}
+
+/// One thing that `--check` looked at.
+pub(crate) struct Finding {
+    /// What was looked at.
+    pub(crate) what: String,
+    /// How it is, or what is wrong and what to do.
+    pub(crate) how: Result<String, String>,
+}
+
+/// Opens everything that the configuration names, as the daemon would.
+pub(crate) async fn check(config: &Config, keys: Result<String, String>) -> Vec<Finding> {
+    let mut findings = vec![
+        Finding {
+            what: format!("keytab {}", config.keytab.display()),
+            how: keys,
+        },
+        Finding {
+            what: format!("state directory {}", config.state_dir.display()),
+            how: Store::check(&config.state_dir).map(ToOwned::to_owned),
+        },
+        Finding {
+            what: format!("syslog {}", config.syslog.display()),
+            how: audit::check(&config.syslog).map(|()| "takes records".to_owned()),
+        },
+    ];
+    for address in &config.listen {
+        findings.push(Finding {
+            what: format!("address {address}"),
+            how: match std::net::TcpListener::bind(address) {
+                Ok(_) => Ok("free".to_owned()),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    Ok("in use; fine if xmand runs already".to_owned())
+                }
+                Err(error) => Err(format!("{error}; choose another in `listen`")),
+            },
+        });
+    }
+    let k5login = &config.authorization.k5login;
+    findings.push(Finding {
+        what: format!(".k5login {}", k5login.display()),
+        how: match k5login::load(k5login, ROOT) {
+            Ok(list) if list.is_empty() => {
+                Err("lists nobody who could ever match; add principals, one a line".to_owned())
+            }
+            Ok(list) => Ok(format!("lists {} principals", list.len())),
+            Err(trouble) => Err(trouble.to_string()),
+        },
+    });
+    if let Ok(list) = k5login::load(k5login, ROOT) {
+        for warning in list.warnings() {
+            findings.push(Finding {
+                what: format!(".k5login {}", k5login.display()),
+                how: Err(warning.to_string()),
+            });
+        }
+    }
+    for uri in &config.hypervisors {
+        findings.push(Finding {
+            what: format!("hypervisor {uri}"),
+            how: Hypervisors::check(uri).await,
+        });
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let config: Config = toml::from_str(text).map_err(|e| e.to_string())?;
+        config.nonsense().map_or(Ok(config), Err)
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        let config = parse("").unwrap();
+        assert_eq!(config.listen, ["[::]:9626".parse().unwrap()]);
+        assert_eq!(config.limits.handshake, Duration::from_secs(10));
+    }
+
+    #[test]
+    fn unknown_keys_and_senseless_values_are_refused() {
+        for bad in [
+            "listne = []",
+            "listen = []",
+            "hypervisors = []",
+            "hypervisors = ['test:///default', 'test:///default']",
+            "shutdown-grace = '0s'",
+            "shutdown-grace = '-5s'",
+            "audit = 'sometimes'",
+            "[authorization]\nbackends = []",
+            "[authorization]\nbackends = ['allow-all']",
+            "[migration]\nuri = 'qemu+tls://host/system'",
+            "[migration]\npeers = ['a/b']",
+            "[limits]\nmax-sessions = 0",
+            "[limits]\nmax-session = 5",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_peers_have_a_migration_uri() {
+        let config =
+            parse("[migration]\npeers = ['b', 'fd00::2']\nuri = 'qemu+tcp://{host}/system'")
+                .unwrap();
+        assert_eq!(
+            config.migration_uri(&"b".parse().unwrap()).unwrap(),
+            "qemu+tcp://b/system"
+        );
+        assert_eq!(
+            config.migration_uri(&"fd00::2".parse().unwrap()).unwrap(),
+            "qemu+tcp://[fd00::2]/system"
+        );
+        assert_eq!(config.migration_uri(&"c".parse().unwrap()), None);
+    }
+}

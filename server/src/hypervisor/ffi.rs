@@ -1,0 +1,443 @@
+//! The libvirt calls that `virt` lacks or gets wrong, and the only unsafe code: events, statistics in bulk, a domain's
+//! state, job statistics and the end of a job. Everything here is a thin call; what it means is decided elsewhere.
+#![allow(
+    unsafe_code,
+    reason = "libvirt is a C library; every block says why it is sound"
+)]
+
+use std::{
+    ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void},
+    panic::{AssertUnwindSafe, catch_unwind},
+    ptr, slice,
+    sync::Arc,
+};
+
+use uuid::Uuid;
+use virt::{connect::Connect, domain::Domain, error::Error};
+use virt_sys as sys;
+
+/// What libvirt reports by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// A domain came, went or changed its state or metadata.
+    Changed(Uuid),
+    /// A guest has rebooted or was reset.
+    Rebooted(Uuid),
+    /// A guest has this much memory now, in KiB.
+    Balloon(Uuid, u64),
+    /// The connection has ended.
+    Closed,
+}
+
+/// Takes events on libvirt's event thread: must not block, and must not call libvirt.
+pub(super) type Sink = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// Events of one connection, until it is dropped.
+pub(super) struct Subscription {
+    connection: Connect,
+    callbacks: Vec<c_int>,
+    closing: bool,
+}
+
+type Generic = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
+type Lifecycle =
+    unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int;
+type Balloon =
+    unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_ulonglong, *mut c_void);
+type Metadata =
+    unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, *const c_char, *mut c_void);
+
+impl Subscription {
+    /// Asks for the events of all domains of a connection and for its end.
+    ///
+    /// # Errors
+    /// libvirt's, where the driver reports no domain's coming and going. Other events that a driver does not have are done without.
+    pub(super) fn new(connection: &Connect, sink: &Sink) -> Result<Self, Error> {
+        let mut subscription = Self {
+            connection: connection.clone(),
+            callbacks: Vec::new(),
+            closing: false,
+        };
+        // SAFETY: libvirt calls a callback with the arguments that belong to the event it was registered for, and takes all
+        // kinds through the one generic type; this is what its own macro VIR_DOMAIN_EVENT_CALLBACK does.
+        let (lifecycle, balloon, metadata) = unsafe {
+            (
+                std::mem::transmute::<Lifecycle, Generic>(on_lifecycle),
+                std::mem::transmute::<Balloon, Generic>(on_balloon),
+                std::mem::transmute::<Metadata, Generic>(on_metadata),
+            )
+        };
+        subscription.add(sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, sink)?;
+        let others: [(_, Generic); 3] = [
+            (sys::VIR_DOMAIN_EVENT_ID_REBOOT, on_reboot),
+            (sys::VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE, balloon),
+            (sys::VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, metadata),
+        ];
+        for (event, callback) in others {
+            if let Err(error) = subscription.add(event, callback, sink) {
+                tracing::debug!("this driver has no event {event}: {}", error.message());
+            }
+        }
+        let opaque = boxed(sink);
+        // SAFETY: the connection is alive; `opaque` is a boxed Sink, which is what the callback reads and `drop_sink` frees, once.
+        let registered = unsafe {
+            sys::virConnectRegisterCloseCallback(
+                connection.as_ptr(),
+                Some(on_close),
+                opaque,
+                Some(drop_sink),
+            )
+        };
+        match registered {
+            0 => subscription.closing = true,
+            // SAFETY: libvirt did not take the box, so it is still ours, and nobody else has it.
+            _ => unsafe { drop_sink(opaque) },
+        }
+        Ok(subscription)
+    }
+
+    fn add(
+        &mut self,
+        event: sys::virDomainEventID,
+        callback: Generic,
+        sink: &Sink,
+    ) -> Result<(), Error> {
+        let opaque = boxed(sink);
+        let event = c_int::try_from(event).unwrap_or(c_int::MAX);
+        // SAFETY: the connection is alive; a null domain means all of them; `opaque` is a boxed Sink, which is what the callbacks read
+        // and `drop_sink` frees; libvirt keeps it until the callback is deregistered and then frees it once.
+        let id = unsafe {
+            sys::virConnectDomainEventRegisterAny(
+                self.connection.as_ptr(),
+                ptr::null_mut(),
+                event,
+                Some(callback),
+                opaque,
+                Some(drop_sink),
+            )
+        };
+        if id < 0 {
+            let error = Error::last_error();
+            // SAFETY: libvirt did not take the box, so it is still ours, and nobody else has it.
+            unsafe { drop_sink(opaque) };
+            return Err(error);
+        }
+        self.callbacks.push(id);
+        Ok(())
+    }
+}
+
+impl Drop for Subscription {
+    /// Without this libvirt's reference to the connection would keep it open for ever.
+    fn drop(&mut self) {
+        for callback in &self.callbacks {
+            // SAFETY: the connection is alive as long as we hold it, and the id is one that it gave. A failure, as on a broken
+            // connection, still takes the callback out of the list on this side.
+            unsafe { sys::virConnectDomainEventDeregisterAny(self.connection.as_ptr(), *callback) };
+        }
+        if self.closing {
+            // SAFETY: as above, with the callback that was registered.
+            unsafe {
+                sys::virConnectUnregisterCloseCallback(self.connection.as_ptr(), Some(on_close))
+            };
+        }
+    }
+}
+
+fn boxed(sink: &Sink) -> *mut c_void {
+    Box::into_raw(Box::new(Arc::clone(sink))).cast()
+}
+
+/// # Safety
+/// `opaque` came from [`boxed`] and is not used afterwards.
+unsafe extern "C" fn drop_sink(opaque: *mut c_void) {
+    let sink = opaque.cast::<Sink>();
+    if sink.is_null() {
+        return;
+    }
+    // SAFETY: by the contract, the pointer is a Box<Sink> that nobody else frees.
+    let sink = unsafe { Box::from_raw(sink) };
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(sink)));
+}
+
+/// Hands an event on. Nothing may unwind into C.
+///
+/// # Safety
+/// `opaque` is null or a Box<Sink> that is alive.
+unsafe fn deliver(opaque: *mut c_void, event: Option<Event>) {
+    // SAFETY: by the contract; libvirt frees the box only when the callback can no longer run.
+    let sink = unsafe { opaque.cast::<Sink>().as_ref() };
+    if let (Some(sink), Some(event)) = (sink, event) {
+        let _ = catch_unwind(AssertUnwindSafe(|| sink(event)));
+    }
+}
+
+/// # Safety
+/// `domain` is null or alive.
+unsafe fn uuid(domain: sys::virDomainPtr) -> Option<Uuid> {
+    let mut bytes = [0_u8; 16];
+    if domain.is_null() {
+        return None;
+    }
+    // SAFETY: the domain is alive, and the buffer has the VIR_UUID_BUFLEN = 16 bytes that are written.
+    (unsafe { sys::virDomainGetUUID(domain, bytes.as_mut_ptr()) } == 0)
+        .then(|| Uuid::from_bytes(bytes))
+}
+
+unsafe extern "C" fn on_lifecycle(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _event: c_int,
+    _detail: c_int,
+    opaque: *mut c_void,
+) -> c_int {
+    // SAFETY: libvirt passes a domain that is alive during the call, and the box given at registration.
+    unsafe { deliver(opaque, uuid(domain).map(Event::Changed)) };
+    0
+}
+
+unsafe extern "C" fn on_reboot(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt passes a domain that is alive during the call, and the box given at registration.
+    unsafe { deliver(opaque, uuid(domain).map(Event::Rebooted)) };
+}
+
+unsafe extern "C" fn on_balloon(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    actual: c_ulonglong,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt passes a domain that is alive during the call, and the box given at registration.
+    unsafe {
+        deliver(
+            opaque,
+            uuid(domain).map(|uuid| Event::Balloon(uuid, actual)),
+        )
+    };
+}
+
+unsafe extern "C" fn on_metadata(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _kind: c_int,
+    _uri: *const c_char,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt passes a domain that is alive during the call, and the box given at registration.
+    unsafe { deliver(opaque, uuid(domain).map(Event::Changed)) };
+}
+
+unsafe extern "C" fn on_close(_: sys::virConnectPtr, _reason: c_int, opaque: *mut c_void) {
+    // SAFETY: libvirt passes the box given at registration.
+    unsafe { deliver(opaque, Some(Event::Closed)) };
+}
+
+/// A domain in an answer of bulk statistics, and the groups of figures that were asked for as far as the driver has them.
+pub(super) struct Stats {
+    pub(super) domain: Domain,
+    pub(super) state: Option<c_int>,
+    pub(super) reason: Option<c_int>,
+    pub(super) memory_kib: Option<u64>,
+    pub(super) max_memory_kib: Option<u64>,
+    pub(super) vcpus: Option<u64>,
+    pub(super) max_vcpus: Option<u64>,
+}
+
+/// Reads statistics of all domains, or of those that `filter` leaves, in one call.
+///
+/// # Errors
+/// libvirt's; VIR_ERR_NO_SUPPORT where the driver has no bulk statistics.
+pub(super) fn bulk_stats(
+    connection: &Connect,
+    groups: sys::virDomainStatsTypes,
+    filter: sys::virConnectGetAllDomainStatsFlags,
+) -> Result<Vec<Stats>, Error> {
+    let mut records: *mut sys::virDomainStatsRecordPtr = ptr::null_mut();
+    // SAFETY: the connection is alive, and `records` takes the array that libvirt allocates.
+    let count = unsafe {
+        sys::virConnectGetAllDomainStats(connection.as_ptr(), groups, &raw mut records, filter)
+    };
+    let count = usize::try_from(count).map_err(|_| Error::last_error())?;
+    if records.is_null() {
+        return Ok(Vec::new());
+    }
+    // SAFETY: libvirt returned `count` pointers at `records`, and a null one behind them.
+    let pointers = unsafe { slice::from_raw_parts(records, count) };
+    // SAFETY: each pointer is null or a record that is alive until the list is freed below.
+    let stats = pointers
+        .iter()
+        .filter_map(|record| unsafe { record.as_ref() })
+        .filter_map(stats)
+        .collect();
+    // SAFETY: the list came from libvirt and is freed once; what `stats` took out holds references of its own.
+    unsafe { sys::virDomainStatsRecordListFree(records) };
+    Ok(stats)
+}
+
+fn stats(record: &sys::virDomainStatsRecord) -> Option<Stats> {
+    // SAFETY: a record's domain is null or alive as long as the record; the reference taken here belongs to the Domain, which gives it back.
+    if record.dom.is_null() || unsafe { sys::virDomainRef(record.dom) } != 0 {
+        return None;
+    }
+    let mut stats = Stats {
+        // SAFETY: see above: alive, and with a reference for the Domain.
+        domain: unsafe { Domain::from_ptr(record.dom) },
+        state: None,
+        reason: None,
+        memory_kib: None,
+        max_memory_kib: None,
+        vcpus: None,
+        max_vcpus: None,
+    };
+    // SAFETY: a record's parameters are an array of the length that it gives.
+    unsafe {
+        each_number(record.params, record.nparams, |name, value| match name {
+            b"state.state" => stats.state = c_int::try_from(value).ok(),
+            b"state.reason" => stats.reason = c_int::try_from(value).ok(),
+            b"balloon.current" => stats.memory_kib = Some(value),
+            b"balloon.maximum" => stats.max_memory_kib = Some(value),
+            b"vcpu.current" => stats.vcpus = Some(value),
+            b"vcpu.maximum" => stats.max_vcpus = Some(value),
+            _ => {}
+        });
+    }
+    Some(stats)
+}
+
+/// Calls `take` with each whole, not negative number among typed parameters.
+///
+/// # Safety
+/// `parameters` is null or an array of `count` elements.
+unsafe fn each_number(
+    parameters: sys::virTypedParameterPtr,
+    count: c_int,
+    mut take: impl FnMut(&[u8], u64),
+) {
+    let count = usize::try_from(count).unwrap_or_default();
+    if parameters.is_null() {
+        return;
+    }
+    // SAFETY: by the contract.
+    for parameter in unsafe { slice::from_raw_parts(parameters, count) } {
+        // SAFETY: the name is an array of 80 bytes inside the element, c_char and u8 have one layout, and the search for its end
+        // does not leave it.
+        let name = unsafe {
+            slice::from_raw_parts(parameter.field.as_ptr().cast::<u8>(), parameter.field.len())
+        };
+        let Ok(name) = CStr::from_bytes_until_nul(name) else {
+            continue;
+        };
+        let value = parameter.value;
+        // SAFETY: the type says which field of the union libvirt has written.
+        let number = unsafe {
+            match c_uint::try_from(parameter.type_).unwrap_or_default() {
+                sys::VIR_TYPED_PARAM_INT => u64::try_from(value.i).ok(),
+                sys::VIR_TYPED_PARAM_UINT => Some(u64::from(value.ui)),
+                sys::VIR_TYPED_PARAM_LLONG => u64::try_from(value.l).ok(),
+                sys::VIR_TYPED_PARAM_ULLONG => Some(value.ul),
+                _ => None,
+            }
+        };
+        if let Some(number) = number {
+            take(name.to_bytes(), number);
+        }
+    }
+}
+
+/// Returns a domain's state and the reason for it, in libvirt's numbers.
+///
+/// # Errors
+/// libvirt's.
+pub(super) fn state(domain: &Domain) -> Result<(c_int, c_int), Error> {
+    let (mut state, mut reason) = (0, 0);
+    // SAFETY: the domain is alive, and both places can be written.
+    match unsafe { sys::virDomainGetState(domain.as_ptr(), &raw mut state, &raw mut reason, 0) } {
+        0 => Ok((state, reason)),
+        _ => Err(Error::last_error()),
+    }
+}
+
+/// A domain's job under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Job {
+    /// libvirt's virDomainJobType; 0 where there is no job.
+    pub(super) kind: c_int,
+    /// libvirt's virDomainJobOperation.
+    pub(super) operation: u64,
+    /// Milliseconds since it began.
+    pub(super) elapsed_ms: u64,
+    /// Bytes in all.
+    pub(super) total: u64,
+    /// Bytes done.
+    pub(super) processed: u64,
+    /// Bytes to do.
+    pub(super) remaining: u64,
+    /// Bytes a second, memory and disks.
+    pub(super) rate: u64,
+    /// Memory pages that the guest writes in a second.
+    pub(super) dirty_rate: u64,
+    /// Bytes in a page.
+    pub(super) page_size: u64,
+    /// How many times memory has been gone through.
+    pub(super) iteration: u64,
+}
+
+/// Reads how far a domain's job is. `virt`'s own call makes a Vec of memory that C allocated, or of none.
+///
+/// # Errors
+/// libvirt's; VIR_ERR_NO_SUPPORT where the driver does not say.
+pub(super) fn job(domain: &Domain) -> Result<Job, Error> {
+    let (mut kind, mut count) = (0, 0);
+    let mut parameters: sys::virTypedParameterPtr = ptr::null_mut();
+    // SAFETY: the domain is alive, and the places take what libvirt writes and allocates.
+    let done = unsafe {
+        sys::virDomainGetJobStats(
+            domain.as_ptr(),
+            &raw mut kind,
+            &raw mut parameters,
+            &raw mut count,
+            0,
+        )
+    };
+    if done != 0 {
+        return Err(Error::last_error());
+    }
+    let mut job = Job {
+        kind,
+        ..Job::default()
+    };
+    // SAFETY: libvirt returned an array of `count` elements, or null.
+    unsafe {
+        each_number(parameters, count, |name, value| match name {
+            b"operation" => job.operation = value,
+            b"time_elapsed" => job.elapsed_ms = value,
+            b"data_total" => job.total = value,
+            b"data_processed" => job.processed = value,
+            b"data_remaining" => job.remaining = value,
+            b"memory_bps" | b"disk_bps" => job.rate = job.rate.saturating_add(value),
+            b"memory_dirty_rate" => job.dirty_rate = value,
+            b"memory_page_size" => job.page_size = value,
+            b"memory_iteration" => job.iteration = value,
+            _ => {}
+        });
+    }
+    // SAFETY: the array came from libvirt with this count and is freed once; null is allowed.
+    unsafe { sys::virTypedParamsFree(parameters, count) };
+    Ok(job)
+}
+
+/// Ends a domain's job.
+///
+/// # Errors
+/// libvirt's; VIR_ERR_OPERATION_INVALID where there is no job.
+pub(super) fn abort_job(domain: &Domain) -> Result<(), Error> {
+    // SAFETY: the domain is alive.
+    match unsafe { sys::virDomainAbortJob(domain.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(Error::last_error()),
+    }
+}

@@ -1,0 +1,797 @@
+//! The picture of all domains in memory. Nothing here calls libvirt or waits for more than a short lock.
+//!
+//! ```text
+//! reader (bulk reads, events) --.
+//! verbs (what they changed)   --+--> Inventory --> find, rows, info, and those who wait for a change
+//! ```
+//! A reading takes the place of another only if it *began* later: a slow bulk read never hides what a verb has just seen.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fs,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::watch;
+use uuid::Uuid;
+use xman_common::{
+    name::{DomainName, DomainRef},
+    protocol::{DomainRow, DomainState, HostInfo, HypervisorInfo},
+};
+
+use super::Facts;
+
+/// How long libvirt may owe an answer before its rows are marked.
+pub(super) const SILENCE: Duration = Duration::from_secs(5);
+/// After so many refreshes that did not come, rows are marked even if nothing is known to be wrong.
+const MISSED_REFRESHES: u32 = 3;
+
+/// A domain as libvirt has just described it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Reading {
+    pub(super) uuid: Uuid,
+    pub(super) name: DomainName,
+    pub(super) id: Option<u32>,
+    pub(super) state: DomainState,
+    pub(super) reason: &'static str,
+    pub(super) memory_kib: u64,
+    pub(super) max_memory_kib: u64,
+    pub(super) vcpus: u32,
+    pub(super) max_vcpus: u32,
+    pub(super) cpu_time_ns: u64,
+    pub(super) autostart: bool,
+    pub(super) persistent: bool,
+}
+
+/// What those who wait for a guest look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Glimpse {
+    pub(super) state: DomainState,
+    pub(super) id: Option<u32>,
+    /// Reboots that libvirt has reported since the record was made.
+    pub(super) reboots: u64,
+    pub(super) memory_kib: u64,
+}
+
+/// The physical machine as one hypervisor sees it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Node {
+    pub(super) cpu_model: String,
+    pub(super) cpus: u32,
+    pub(super) mhz: u32,
+    pub(super) memory_kib: u64,
+    pub(super) free_kib: u64,
+}
+
+/// Who answers on a connection.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Software {
+    pub(super) driver: String,
+    pub(super) version: String,
+    pub(super) libvirt: String,
+}
+
+pub(super) struct Inventory {
+    uris: Vec<String>,
+    memory: Mutex<Memory>,
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Memory {
+    /// Ordered as `list` shows them.
+    records: BTreeMap<Key, Record>,
+    names: HashMap<(usize, Uuid), DomainName>,
+    hosts: Vec<Host>,
+    revisions: u64,
+}
+
+type Key = (DomainName, usize, Uuid);
+
+struct Record {
+    reading: Reading,
+    /// When the reading began.
+    began: Instant,
+    revision: u64,
+    reboots: u64,
+}
+
+/// One hypervisor.
+#[derive(Default)]
+struct Host {
+    connected: bool,
+    trouble: String,
+    /// Since when libvirt owes the reader an answer.
+    asked: Option<Instant>,
+    /// When the last full reading began.
+    read: Option<Instant>,
+    /// How long after it the next one is due.
+    period: Duration,
+    node: Option<Node>,
+    software: Software,
+}
+
+impl Host {
+    fn is_stale(&self, now: Instant) -> bool {
+        let silent = self
+            .asked
+            .is_some_and(|since| now.duration_since(since) > SILENCE);
+        let late = self
+            .read
+            .is_none_or(|at| now.duration_since(at) > self.period * MISSED_REFRESHES);
+        !self.connected || silent || late
+    }
+
+    fn trouble(&self, now: Instant) -> Option<String> {
+        if !self.connected {
+            return Some(if self.trouble.is_empty() {
+                "not connected yet".to_owned()
+            } else {
+                self.trouble.clone()
+            });
+        }
+        match self.asked.map(|since| now.duration_since(since)) {
+            Some(waiting) if waiting > SILENCE => Some(format!(
+                "libvirt has not answered for {} s",
+                waiting.as_secs()
+            )),
+            _ if self.trouble.is_empty() => None,
+            _ => Some(self.trouble.clone()),
+        }
+    }
+}
+
+impl Inventory {
+    pub(super) fn new(uris: &[String]) -> Self {
+        let hosts = uris.iter().map(|_| Host::default()).collect();
+        Self {
+            uris: uris.to_vec(),
+            memory: Mutex::new(Memory {
+                hosts,
+                ..Memory::default()
+            }),
+            changed: watch::Sender::new(0),
+        }
+    }
+
+    /// Finds a domain: by name on the first configured hypervisor that has it, unless one is given.
+    pub(super) fn find(&self, domain: &DomainRef, hypervisor: Option<usize>) -> Option<Facts> {
+        let memory = self.memory();
+        let now = Instant::now();
+        let here = |host: usize| hypervisor.is_none_or(|wanted| wanted == host);
+        match domain {
+            DomainRef::Uuid(uuid) => (0..memory.hosts.len())
+                .filter(|host| here(*host))
+                .find_map(|host| memory.entry(host, *uuid))
+                .map(|(key, record)| memory.facts(key, record, now)),
+            DomainRef::Name(name) => {
+                let named =
+                    (name.clone(), 0, Uuid::nil())..=(name.clone(), usize::MAX, Uuid::max());
+                let mut found: Option<(&Key, &Record)> = None;
+                for (key, record) in memory.records.range(named).filter(|(key, _)| here(key.1)) {
+                    // Two of one name on one hypervisor: the older record is a ghost that is about to go.
+                    match found {
+                        Some((other, _)) if other.1 < key.1 => break,
+                        Some((_, older)) if older.began >= record.began => {}
+                        _ => found = Some((key, record)),
+                    }
+                }
+                found.map(|(key, record)| memory.facts(key, record, now))
+            }
+        }
+    }
+
+    /// All domains, sorted by name.
+    pub(super) fn rows(&self) -> Vec<(Facts, DomainRow)> {
+        let memory = self.memory();
+        let now = Instant::now();
+        let stale: Vec<bool> = memory.hosts.iter().map(|host| host.is_stale(now)).collect();
+        memory
+            .records
+            .iter()
+            .map(|(key, record)| {
+                let stale = stale.get(key.1).copied().unwrap_or(true);
+                (
+                    record.facts(key.1, stale),
+                    record.row(self.uri(key.1), stale, now),
+                )
+            })
+            .collect()
+    }
+
+    pub(super) fn row(&self, hypervisor: usize, uuid: Uuid) -> Option<DomainRow> {
+        let memory = self.memory();
+        let now = Instant::now();
+        let stale = memory
+            .hosts
+            .get(hypervisor)
+            .is_none_or(|host| host.is_stale(now));
+        memory
+            .entry(hypervisor, uuid)
+            .map(|(_, record)| record.row(self.uri(hypervisor), stale, now))
+    }
+
+    pub(super) fn glimpse(&self, hypervisor: usize, uuid: Uuid) -> Option<Glimpse> {
+        let memory = self.memory();
+        memory.entry(hypervisor, uuid).map(|(_, record)| Glimpse {
+            state: record.reading.state,
+            id: record.reading.id,
+            reboots: record.reboots,
+            memory_kib: record.reading.memory_kib,
+        })
+    }
+
+    /// The most that an active domain's virtual CPUs were last known to be: it does not change while a domain runs.
+    pub(super) fn max_vcpus(&self, hypervisor: usize, uuid: Uuid, id: Option<u32>) -> Option<u32> {
+        let memory = self.memory();
+        let (_, record) = memory.entry(hypervisor, uuid)?;
+        (id.is_some() && record.reading.id == id).then_some(record.reading.max_vcpus)
+    }
+
+    /// The domains, so that each change wakes who waits for one.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// What `info` says, from memory and /proc; `stuck` is the number of stuck lanes.
+    pub(super) fn info(&self, stuck: usize) -> HostInfo {
+        let memory = self.memory();
+        let now = Instant::now();
+        let active = || {
+            memory
+                .records
+                .values()
+                .map(|record| &record.reading)
+                .filter(|reading| reading.state.is_active())
+        };
+        let node = memory
+            .hosts
+            .iter()
+            .find_map(|host| host.node.clone())
+            .unwrap_or_default();
+        let hypervisors = self
+            .uris
+            .iter()
+            .zip(&memory.hosts)
+            .map(|(uri, host)| HypervisorInfo {
+                uri: uri.clone(),
+                driver: host.software.driver.clone(),
+                version: host.software.version.clone(),
+                libvirt: host.software.libvirt.clone(),
+                trouble: host.trouble(now).unwrap_or_default(),
+                age_ms: host
+                    .read
+                    .map_or(0, |at| milliseconds(now.duration_since(at))),
+            });
+        let mut info = HostInfo {
+            hostname: String::new(),
+            xmand: env!("CARGO_PKG_VERSION").to_owned(),
+            hypervisors: hypervisors.collect(),
+            cpu_model: node.cpu_model,
+            cpus: node.cpus,
+            mhz: node.mhz,
+            memory_kib: node.memory_kib,
+            free_memory_kib: node.free_kib,
+            load: [0.0; 3],
+            active: count(active().count()),
+            domains: count(memory.records.len()),
+            used_vcpus: active().fold(0, |sum, reading| sum.saturating_add(reading.vcpus)),
+            used_memory_kib: active()
+                .fold(0, |sum, reading| sum.saturating_add(reading.memory_kib)),
+            stuck_lanes: count(stuck),
+        };
+        drop(memory);
+        info.hostname = fs::read_to_string("/proc/sys/kernel/hostname")
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
+        info.load = load(&fs::read_to_string("/proc/loadavg").unwrap_or_default());
+        info
+    }
+
+    pub(super) fn trouble(&self, hypervisor: usize) -> Option<String> {
+        self.memory().hosts.get(hypervisor)?.trouble(Instant::now())
+    }
+
+    /// A hypervisor, of all or one, whose domains have never been read, and why.
+    pub(super) fn unread(&self, hypervisor: Option<usize>) -> Option<String> {
+        let memory = self.memory();
+        let mut hosts = memory.hosts.iter().enumerate();
+        let (index, host) = hosts.find(|(index, host)| {
+            hypervisor.is_none_or(|asked| asked == *index) && host.read.is_none()
+        })?;
+        let why = host.trouble(Instant::now());
+        Some(why.unwrap_or_else(|| format!("{} is being read for the first time", self.uri(index))))
+    }
+
+    /// The driver that answers, as libvirt calls it; empty before the first connection.
+    pub(super) fn driver(&self, hypervisor: usize) -> String {
+        self.memory()
+            .hosts
+            .get(hypervisor)
+            .map(|host| host.software.driver.clone())
+            .unwrap_or_default()
+    }
+
+    /// Takes in one domain and returns its facts as they are now.
+    pub(super) fn put(&self, hypervisor: usize, reading: Reading, began: Instant) -> Facts {
+        let mut memory = self.memory();
+        let uuid = reading.uuid;
+        let name = memory.store(hypervisor, reading, began);
+        let facts = match memory.entry(hypervisor, uuid) {
+            Some((key, record)) => memory.facts(key, record, Instant::now()),
+            None => Facts {
+                uuid,
+                name,
+                hypervisor,
+                revision: 0,
+                stale: true,
+            },
+        };
+        drop(memory);
+        self.wake();
+        facts
+    }
+
+    /// Takes out one domain that libvirt did not know any more.
+    pub(super) fn gone(&self, hypervisor: usize, uuid: Uuid, began: Instant) {
+        self.memory().forget(hypervisor, uuid, began);
+        self.wake();
+    }
+
+    /// A domain has been destroyed, and has not been read since.
+    pub(super) fn destroyed(&self, hypervisor: usize, uuid: Uuid, began: Instant) {
+        let known = self
+            .memory()
+            .entry(hypervisor, uuid)
+            .map(|(_, record)| record.reading.clone());
+        if let Some(reading) = known {
+            self.put(
+                hypervisor,
+                Reading {
+                    id: None,
+                    state: DomainState::Off,
+                    reason: "destroyed",
+                    ..reading
+                },
+                began,
+            );
+        }
+    }
+
+    /// Takes in a reading of all domains; those not in it are gone, unless they were read since it began.
+    pub(super) fn replace(
+        &self,
+        hypervisor: usize,
+        readings: Vec<Reading>,
+        began: Instant,
+        period: Duration,
+    ) {
+        let mut memory = self.memory();
+        let present: HashSet<Uuid> = readings.iter().map(|reading| reading.uuid).collect();
+        for reading in readings {
+            memory.store(hypervisor, reading, began);
+        }
+        let absent: Vec<Uuid> = memory
+            .names
+            .keys()
+            .filter(|(host, uuid)| *host == hypervisor && !present.contains(uuid))
+            .map(|(_, uuid)| *uuid)
+            .collect();
+        for uuid in absent {
+            memory.forget(hypervisor, uuid, began);
+        }
+        if let Some(host) = memory.hosts.get_mut(hypervisor) {
+            host.read = Some(began);
+            host.period = period;
+        }
+        drop(memory);
+        self.wake();
+    }
+
+    /// A guest has rebooted.
+    pub(super) fn rebooted(&self, hypervisor: usize, uuid: Uuid) {
+        if let Some(record) = self.memory().entry_mut(hypervisor, uuid) {
+            record.reboots += 1;
+        }
+        self.wake();
+    }
+
+    /// A guest's balloon has changed.
+    pub(super) fn balloon(&self, hypervisor: usize, uuid: Uuid, kib: u64) {
+        if let Some(record) = self.memory().entry_mut(hypervisor, uuid) {
+            record.reading.memory_kib = kib;
+        }
+        self.wake();
+    }
+
+    /// libvirt now owes an answer.
+    pub(super) fn asking(&self, hypervisor: usize) {
+        self.host(hypervisor, |host| host.asked = Some(Instant::now()));
+    }
+
+    /// libvirt has answered.
+    pub(super) fn answered(&self, hypervisor: usize) {
+        self.host(hypervisor, |host| host.asked = None);
+    }
+
+    pub(super) fn connected(&self, hypervisor: usize, software: Software) {
+        self.host(hypervisor, |host| {
+            host.connected = true;
+            host.trouble.clear();
+            host.software = software;
+        });
+    }
+
+    pub(super) fn lost(&self, hypervisor: usize, why: String) {
+        self.host(hypervisor, |host| {
+            host.connected = false;
+            host.asked = None;
+            host.trouble = why;
+        });
+        self.wake();
+    }
+
+    /// Connected, and yet something is wrong; nothing where `why` is empty.
+    pub(super) fn troubled(&self, hypervisor: usize, why: String) {
+        self.host(hypervisor, |host| host.trouble = why);
+    }
+
+    pub(super) fn node(&self, hypervisor: usize, node: Node) {
+        self.host(hypervisor, |host| host.node = Some(node));
+    }
+
+    pub(super) fn uri(&self, hypervisor: usize) -> &str {
+        self.uris
+            .get(hypervisor)
+            .map(String::as_str)
+            .unwrap_or_default()
+    }
+
+    fn host(&self, hypervisor: usize, change: impl FnOnce(&mut Host)) {
+        if let Some(host) = self.memory().hosts.get_mut(hypervisor) {
+            change(host);
+        }
+    }
+
+    /// A panic under the lock leaves records that the next reading puts right.
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        self.changed
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+impl Memory {
+    fn entry(&self, hypervisor: usize, uuid: Uuid) -> Option<(&Key, &Record)> {
+        let name = self.names.get(&(hypervisor, uuid))?;
+        self.records
+            .get_key_value(&(name.clone(), hypervisor, uuid))
+    }
+
+    fn entry_mut(&mut self, hypervisor: usize, uuid: Uuid) -> Option<&mut Record> {
+        let name = self.names.get(&(hypervisor, uuid))?;
+        self.records.get_mut(&(name.clone(), hypervisor, uuid))
+    }
+
+    fn facts(&self, key: &Key, record: &Record, now: Instant) -> Facts {
+        record.facts(
+            key.1,
+            self.hosts.get(key.1).is_none_or(|host| host.is_stale(now)),
+        )
+    }
+
+    fn store(&mut self, hypervisor: usize, reading: Reading, began: Instant) -> DomainName {
+        let (uuid, name) = (reading.uuid, reading.name.clone());
+        let old = self.names.get(&(hypervisor, uuid)).cloned();
+        let mut record = Record {
+            reading,
+            began,
+            revision: 0,
+            reboots: 0,
+        };
+        if let Some(old_name) = old {
+            let old_key = (old_name, hypervisor, uuid);
+            match self.records.remove(&old_key) {
+                Some(newer) if newer.began > began => {
+                    let kept = old_key.0.clone();
+                    self.records.insert(old_key, newer);
+                    return kept;
+                }
+                Some(older) => {
+                    record.reboots = older.reboots;
+                    record.revision = if older.reading.name == name {
+                        older.revision
+                    } else {
+                        0
+                    };
+                }
+                None => {}
+            }
+        }
+        if record.revision == 0 {
+            self.revisions += 1;
+            record.revision = self.revisions;
+        }
+        self.names.insert((hypervisor, uuid), name.clone());
+        self.records
+            .insert((name.clone(), hypervisor, uuid), record);
+        name
+    }
+
+    fn forget(&mut self, hypervisor: usize, uuid: Uuid, began: Instant) {
+        let Some((key, record)) = self.entry(hypervisor, uuid) else {
+            return;
+        };
+        if record.began <= began {
+            let key = key.clone();
+            self.records.remove(&key);
+            self.names.remove(&(hypervisor, uuid));
+        }
+    }
+}
+
+impl Record {
+    fn facts(&self, hypervisor: usize, stale: bool) -> Facts {
+        Facts {
+            uuid: self.reading.uuid,
+            name: self.reading.name.clone(),
+            hypervisor,
+            revision: self.revision,
+            stale,
+        }
+    }
+
+    fn row(&self, uri: &str, stale: bool, now: Instant) -> DomainRow {
+        row(
+            &self.reading,
+            uri,
+            milliseconds(now.saturating_duration_since(self.began)),
+            stale,
+        )
+    }
+}
+
+/// A reading as callers see it.
+pub(super) fn row(reading: &Reading, uri: &str, age_ms: u64, stale: bool) -> DomainRow {
+    DomainRow {
+        name: reading.name.clone(),
+        uuid: reading.uuid,
+        hypervisor: uri.to_owned(),
+        id: reading.id,
+        state: reading.state,
+        reason: reading.reason.to_owned(),
+        memory_kib: reading.memory_kib,
+        max_memory_kib: reading.max_memory_kib,
+        vcpus: reading.vcpus,
+        max_vcpus: reading.max_vcpus,
+        cpu_time_ns: reading.cpu_time_ns,
+        autostart: reading.autostart,
+        persistent: reading.persistent,
+        age_ms,
+        stale,
+    }
+}
+
+fn milliseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+fn load(text: &str) -> [f64; 3] {
+    let mut figures = text
+        .split_whitespace()
+        .map(|figure| figure.parse().unwrap_or(0.0));
+    std::array::from_fn(|_| figures.next().unwrap_or(0.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading(name: &str, uuid: u128) -> Reading {
+        Reading {
+            uuid: Uuid::from_u128(uuid),
+            name: name.parse().unwrap(),
+            id: None,
+            state: DomainState::Off,
+            reason: "",
+            memory_kib: 1024,
+            max_memory_kib: 2048,
+            vcpus: 1,
+            max_vcpus: 2,
+            cpu_time_ns: 0,
+            autostart: false,
+            persistent: true,
+        }
+    }
+
+    fn inventory() -> Inventory {
+        Inventory::new(&["a:///".to_owned(), "b:///".to_owned()])
+    }
+
+    fn by_name(
+        inventory: &Inventory,
+        name: &str,
+        hypervisor: Option<usize>,
+    ) -> Option<(usize, u128)> {
+        let facts = inventory.find(&DomainRef::Name(name.parse().unwrap()), hypervisor)?;
+        Some((facts.hypervisor, facts.uuid.as_u128()))
+    }
+
+    #[test]
+    fn a_bare_name_means_the_first_hypervisor_that_has_it() {
+        let inventory = inventory();
+        let now = Instant::now();
+        inventory.put(1, reading("web", 1), now);
+        assert_eq!(by_name(&inventory, "web", None), Some((1, 1)));
+        inventory.put(0, reading("web", 2), now);
+        assert_eq!(by_name(&inventory, "web", None), Some((0, 2)));
+        assert_eq!(by_name(&inventory, "web", Some(1)), Some((1, 1)));
+        assert_eq!(by_name(&inventory, "we", None), None);
+        assert_eq!(by_name(&inventory, "webb", None), None);
+        inventory.put(0, reading("web", 9), now + Duration::from_secs(1));
+        assert_eq!(
+            by_name(&inventory, "web", None),
+            Some((0, 9)),
+            "the newer of two that cannot both be"
+        );
+    }
+
+    #[test]
+    fn the_revision_changes_with_the_name_and_is_never_used_twice() {
+        let inventory = inventory();
+        let start = Instant::now();
+        let later = |seconds| start + Duration::from_secs(seconds);
+        let first = inventory.put(0, reading("web", 1), later(0)).revision;
+        assert_eq!(
+            inventory
+                .put(
+                    0,
+                    Reading {
+                        memory_kib: 5,
+                        ..reading("web", 1)
+                    },
+                    later(1)
+                )
+                .revision,
+            first
+        );
+        let renamed = inventory.put(0, reading("db", 1), later(2)).revision;
+        assert_ne!(renamed, first);
+        assert_eq!(by_name(&inventory, "web", None), None);
+        inventory.gone(0, Uuid::from_u128(1), later(3));
+        let again = inventory.put(0, reading("web", 1), later(4)).revision;
+        assert!(again != first && again != renamed);
+    }
+
+    #[test]
+    fn an_older_reading_never_hides_a_newer_one() {
+        let inventory = inventory();
+        let began = Instant::now();
+        let later = began + Duration::from_secs(1);
+        inventory.put(
+            0,
+            Reading {
+                state: DomainState::Paused,
+                ..reading("web", 1)
+            },
+            later,
+        );
+        inventory.replace(
+            0,
+            vec![reading("old-name", 1), reading("db", 2)],
+            began,
+            Duration::from_secs(10),
+        );
+        assert_eq!(
+            inventory.glimpse(0, Uuid::from_u128(1)).unwrap().state,
+            DomainState::Paused
+        );
+        assert_eq!(by_name(&inventory, "old-name", None), None);
+        inventory.replace(0, vec![], began, Duration::from_secs(10));
+        assert_eq!(
+            by_name(&inventory, "web", None),
+            Some((0, 1)),
+            "read since that bulk read began"
+        );
+        assert_eq!(by_name(&inventory, "db", None), None);
+        inventory.replace(0, vec![], later, Duration::from_secs(10));
+        assert!(inventory.rows().is_empty());
+    }
+
+    #[test]
+    fn rows_are_sorted_and_those_of_a_silent_hypervisor_marked() {
+        let inventory = inventory();
+        let now = Instant::now();
+        for host in [0, 1] {
+            inventory.connected(host, Software::default());
+        }
+        inventory.replace(
+            0,
+            vec![reading("b", 1), reading("a", 2)],
+            now,
+            Duration::from_secs(10),
+        );
+        inventory.replace(1, vec![reading("aa", 3)], now, Duration::from_secs(10));
+        inventory.lost(1, "gone".to_owned());
+        let rows: Vec<_> = inventory
+            .rows()
+            .into_iter()
+            .map(|(facts, row)| (row.name.to_string(), row.stale, facts.stale))
+            .collect();
+        let expected = [("a", false), ("aa", true), ("b", false)];
+        assert_eq!(
+            rows,
+            expected.map(|(name, stale)| (name.to_owned(), stale, stale))
+        );
+        assert_eq!(inventory.trouble(1).as_deref(), Some("gone"));
+        assert_eq!(inventory.trouble(0), None);
+    }
+
+    #[test]
+    fn silence_and_missed_refreshes_make_facts_stale() {
+        let now = Instant::now();
+        let fresh = || Host {
+            connected: true,
+            read: Some(now),
+            period: Duration::from_secs(10),
+            ..Host::default()
+        };
+        let late = now + Duration::from_secs(31);
+        assert!(!fresh().is_stale(now + Duration::from_secs(29)) && fresh().is_stale(late));
+        let asked = Host {
+            asked: Some(now),
+            ..fresh()
+        };
+        assert!(
+            !asked.is_stale(now + Duration::from_secs(4))
+                && asked.is_stale(now + Duration::from_secs(6))
+        );
+        assert!(
+            Host {
+                connected: false,
+                ..fresh()
+            }
+            .is_stale(now)
+        );
+        assert!(
+            Host {
+                read: None,
+                ..fresh()
+            }
+            .is_stale(now)
+        );
+    }
+
+    #[test]
+    fn a_thousand_rows_cost_little() {
+        let inventory = inventory();
+        let readings = (0..1000)
+            .map(|n| reading(&format!("grid-{n:04}"), n + 1))
+            .collect();
+        inventory.replace(0, readings, Instant::now(), Duration::from_secs(10));
+        let begin = Instant::now();
+        for _ in 0..10 {
+            assert_eq!(inventory.rows().len(), 1000);
+        }
+        assert!(
+            begin.elapsed() < Duration::from_millis(500),
+            "{:?} for ten",
+            begin.elapsed()
+        );
+    }
+
+    #[test]
+    fn load_averages_are_the_first_three_figures() {
+        assert_eq!(load("0.51 1.25 2.00 1/123 4567\n"), [0.51, 1.25, 2.0]);
+        assert_eq!(load(""), [0.0; 3]);
+    }
+}

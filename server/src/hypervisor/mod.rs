@@ -1,0 +1,315 @@
+//! The only place that names libvirt: connections, lanes, the inventory and the verbs.
+//!
+//! ```text
+//! find, rows, info <------ inventory (memory) <-- reader (one thread a hypervisor: events, bulk reads)
+//!                                ^
+//! verbs --> lane --> thread that may block --> libvirt, and the domain read again before the answer
+//! ```
+//! Laws: libvirt is never called on a task's thread; what verdicts and lists need comes from memory and never waits; a change that did
+//! not begin by its deadline is `Busy` or `Unavailable` and never begins, one that did is `Unknown` and keeps its lane until libvirt
+//! returns.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{task::spawn_blocking, time::timeout};
+use uuid::Uuid;
+use xman_common::{
+    name::{DomainName, DomainRef},
+    protocol::{Code, DomainRow, Fault, HostInfo},
+};
+
+use connections::Hypervisor;
+use inventory::Inventory;
+
+mod bell;
+mod connections;
+mod faults;
+mod ffi;
+mod inventory;
+mod lanes;
+mod migrate;
+mod reader;
+mod readings;
+mod sense;
+mod verbs;
+mod xml;
+
+/// How long `check` waits for libvirt.
+const CHECK_LIMIT: Duration = Duration::from_secs(10);
+
+/// What a verdict needs to know of a domain; from memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// Its identity.
+    pub(crate) uuid: Uuid,
+    /// Its name.
+    pub(crate) name: DomainName,
+    /// Which hypervisor has it: an index into the configured URIs.
+    pub(crate) hypervisor: usize,
+    /// Changes whenever a fact that a verdict may rest on changes; never used twice.
+    pub(crate) revision: u64,
+    /// Whether libvirt has been silent for so long that the facts may be wrong.
+    pub(crate) stale: bool,
+}
+
+/// The domain that an XML describes, as far as a verdict needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NewDomain {
+    /// Its name.
+    pub(crate) name: DomainName,
+    /// Its identity, where the XML gives one.
+    pub(crate) uuid: Option<Uuid>,
+}
+
+/// Asked again in the lane when the facts are no longer those that were judged.
+pub(crate) type Judge = Arc<dyn Fn(&Facts) -> Result<(), Fault> + Send + Sync>;
+/// Asked in the host-wide lane, once for each existing domain of the new one's name or UUID, or once with `None`.
+pub(crate) type XmlJudge =
+    Arc<dyn Fn(&NewDomain, Option<&Facts>) -> Result<(), Fault> + Send + Sync>;
+
+/// The domain that a granted verb is for.
+#[derive(Clone)]
+pub(crate) struct Target {
+    /// What was judged.
+    pub(crate) facts: Facts,
+    /// Who judges again.
+    pub(crate) judge: Judge,
+}
+
+/// All configured hypervisors.
+#[derive(Clone)]
+pub(crate) struct Hypervisors {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    inventory: Arc<Inventory>,
+    hypervisors: Vec<Arc<Hypervisor>>,
+    /// Where a session libvirt keeps its logs; read once, since no request may depend on the environment.
+    cache: Option<PathBuf>,
+}
+
+impl Hypervisors {
+    /// Begins to connect to libvirt URIs, for ever, and returns at once.
+    pub(crate) fn start(uris: Vec<String>) -> Self {
+        reader::start_events();
+        let inventory = Arc::new(Inventory::new(&uris));
+        let hypervisors: Vec<_> = uris
+            .into_iter()
+            .enumerate()
+            .map(|(index, uri)| Arc::new(Hypervisor::new(index, uri, Arc::clone(&inventory))))
+            .collect();
+        for hypervisor in &hypervisors {
+            reader::start(hypervisor);
+        }
+        let cache = std::env::home_dir().map(|home| home.join(".cache"));
+        Self {
+            shared: Arc::new(Shared {
+                inventory,
+                hypervisors,
+                cache,
+            }),
+        }
+    }
+
+    /// Opens a libvirt URI once and says who answers.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do.
+    pub(crate) async fn check(uri: &str) -> Result<String, String> {
+        reader::start_events();
+        let asked = uri.to_owned();
+        let opened = spawn_blocking(move || {
+            let opened =
+                connections::open(&asked).and_then(|connection| readings::software(&connection));
+            opened.map_err(|error| format!("{asked}: {}", faults::unreachable(&error)))
+        });
+        match timeout(CHECK_LIMIT, opened).await {
+            Ok(Ok(Ok(who))) => Ok(format!(
+                "{uri}: {} {}, libvirt {}",
+                who.driver, who.version, who.libvirt
+            )),
+            Ok(Ok(Err(why))) => Err(why),
+            Ok(Err(defect)) => Err(format!("{uri}: {defect}")),
+            Err(_) => Err(format!(
+                "{uri}: libvirt has not answered for {} s; it hangs or is stopped, restart it",
+                CHECK_LIMIT.as_secs()
+            )),
+        }
+    }
+
+    /// Finds a domain in memory; without a hypervisor, a name means the first configured one that has it.
+    pub(crate) fn find(&self, domain: &DomainRef, hypervisor: Option<&str>) -> Option<Facts> {
+        let index = match hypervisor {
+            Some(uri) => Some(self.index(uri)?),
+            None => None,
+        };
+        self.shared.inventory.find(domain, index)
+    }
+
+    /// All domains with what `list` shows, sorted by name, from memory.
+    pub(crate) fn rows(&self) -> Vec<(Facts, DomainRow)> {
+        self.shared.inventory.rows()
+    }
+
+    /// Whether a libvirt URI is one of the configured.
+    pub(crate) fn has(&self, hypervisor: &str) -> bool {
+        self.index(hypervisor).is_some()
+    }
+
+    /// What `info` shows, from memory.
+    pub(crate) fn info(&self) -> HostInfo {
+        let stuck = self
+            .shared
+            .hypervisors
+            .iter()
+            .map(|hypervisor| hypervisor.lanes.stuck())
+            .sum();
+        self.shared.inventory.info(stuck)
+    }
+
+    /// Why nothing is known yet of the domains of a hypervisor, of all or the one of this URI.
+    pub(crate) fn unread(&self, hypervisor: Option<&str>) -> Option<String> {
+        self.shared
+            .inventory
+            .unread(hypervisor.and_then(|uri| self.index(uri)))
+    }
+
+    /// What is wrong with a hypervisor now.
+    pub(crate) fn trouble(&self, hypervisor: usize) -> Option<String> {
+        self.shared.inventory.trouble(hypervisor)
+    }
+
+    /// The file to which the hypervisor writes what happens to a domain, where there is one on this machine.
+    pub(crate) fn log_file(&self, facts: &Facts) -> Option<PathBuf> {
+        log_file(
+            self.shared.inventory.uri(facts.hypervisor),
+            &facts.name,
+            self.shared.cache.as_deref(),
+        )
+    }
+
+    fn index(&self, uri: &str) -> Option<usize> {
+        self.shared
+            .hypervisors
+            .iter()
+            .position(|hypervisor| hypervisor.uri == uri)
+    }
+
+    fn by_index(&self, index: usize) -> Result<Arc<Hypervisor>, Fault> {
+        let found = self.shared.hypervisors.get(index).cloned();
+        found
+            .ok_or_else(|| Fault::new(Code::Internal, "a domain of a hypervisor that is not there"))
+    }
+
+    fn chosen(&self, uri: Option<&str>) -> Result<Arc<Hypervisor>, Fault> {
+        let index = match uri {
+            None => 0,
+            Some(uri) => self.index(uri).ok_or_else(|| {
+                let known: Vec<_> = self
+                    .shared
+                    .hypervisors
+                    .iter()
+                    .map(|hypervisor| hypervisor.uri.as_str())
+                    .collect();
+                Fault::new(
+                    Code::BadRequest,
+                    format!(
+                        "this host has no hypervisor '{uri}'; it has {}",
+                        known.join(", ")
+                    ),
+                )
+            })?,
+        };
+        let found = self.shared.hypervisors.get(index).cloned();
+        found.ok_or_else(|| Fault::new(Code::Unsupported, "this host has no hypervisor configured"))
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        for hypervisor in &self.hypervisors {
+            hypervisor.bell.stop();
+        }
+    }
+}
+
+fn log_file(uri: &str, name: &DomainName, cache: Option<&Path>) -> Option<PathBuf> {
+    let (scheme, rest) = uri.split_once("://")?;
+    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let driver = scheme.split('+').next().unwrap_or_default();
+    let folder = match (driver, path.trim_end_matches('/')) {
+        ("qemu", "/system") => PathBuf::from("/var/log/libvirt/qemu"),
+        ("qemu", "/session") => cache?.join("libvirt/qemu/log"),
+        ("qemu", "/embed") => {
+            let root = query
+                .split('&')
+                .find_map(|pair| pair.strip_prefix("root="))?;
+            PathBuf::from(percent_decoded(root)?).join("log/qemu")
+        }
+        ("lxc", "/system" | "") => PathBuf::from("/var/log/libvirt/lxc"),
+        ("xen", "/system" | "") => PathBuf::from("/var/log/libvirt/libxl"),
+        _ => return None,
+    };
+    Some(folder.join(format!("{name}.log")))
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => {
+                let digits = [rest.next()?, rest.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            plain => plain,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests;
+
+#[cfg(test)]
+mod log_file_tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(uri: &str, expected: Option<&str>) {
+        let found = log_file(
+            uri,
+            &"a b".parse().unwrap(),
+            Some(Path::new("/root/.cache")),
+        );
+        assert_eq!(found.as_deref(), expected.map(Path::new), "{uri}");
+    }
+
+    #[test]
+    fn each_driver_has_its_folder() {
+        check("qemu:///system", Some("/var/log/libvirt/qemu/a b.log"));
+        check(
+            "qemu+unix:///system?socket=/x",
+            Some("/var/log/libvirt/qemu/a b.log"),
+        );
+        check(
+            "qemu:///session",
+            Some("/root/.cache/libvirt/qemu/log/a b.log"),
+        );
+        check(
+            "qemu:///embed?root=/tmp/x%20y",
+            Some("/tmp/x y/log/qemu/a b.log"),
+        );
+        check("qemu:///embed", None);
+        check("lxc:///system", Some("/var/log/libvirt/lxc/a b.log"));
+        check("lxc:///", Some("/var/log/libvirt/lxc/a b.log"));
+        check("xen:///system", Some("/var/log/libvirt/libxl/a b.log"));
+        check("qemu+tls://other/system", None);
+        check("test:///default", None);
+    }
+}

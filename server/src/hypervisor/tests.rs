@@ -1,0 +1,689 @@
+//! The verbs on libvirt's own test driver, a world of its own for each test.
+
+use std::{
+    io::Write,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+use tempfile::NamedTempFile;
+use tokio::time::Instant;
+use virt::domain::Domain;
+use xman_common::protocol::{DomainState, MemSet, VcpuSet};
+
+use super::{connections::Class, lanes::Key, *};
+
+const WEB: &str = "6695eb01-f6a4-8304-79aa-97f2502e1930";
+const DB: &str = "6695eb01-f6a4-8304-79aa-97f2502e1931";
+
+fn domain(name: &str, uuid: &str) -> String {
+    format!(
+        "<domain type='test'><name>{name}</name>{uuid}<memory>65536</memory><currentMemory>32768</currentMemory>\
+         <vcpu current='1'>2</vcpu><os><type>hvm</type></os></domain>"
+    )
+}
+
+fn with_uuid(name: &str, uuid: &str) -> String {
+    domain(name, &format!("<uuid>{uuid}</uuid>"))
+}
+
+/// A fake hypervisor with a running domain `web` and a running domain `db`.
+struct World {
+    hypervisors: Hypervisors,
+    _file: NamedTempFile,
+}
+
+impl World {
+    async fn new() -> Self {
+        let mut file = NamedTempFile::new().unwrap();
+        write!(
+            file,
+            "<node>{}{}</node>",
+            with_uuid("web", WEB),
+            with_uuid("db", DB)
+        )
+        .unwrap();
+        let hypervisors = Hypervisors::start(vec![format!("test://{}", file.path().display())]);
+        let world = Self {
+            hypervisors,
+            _file: file,
+        };
+        world
+            .until(|world| world.hypervisors.rows().len() == 2)
+            .await;
+        world
+    }
+
+    async fn until(&self, wished: impl Fn(&Self) -> bool) {
+        let limit = Instant::now() + Duration::from_secs(5);
+        while !wished(self) {
+            assert!(
+                Instant::now() < limit,
+                "{:?} {:?}",
+                self.hypervisors.trouble(0),
+                self.hypervisors.rows()
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn facts(&self, name: &str) -> Facts {
+        self.hypervisors.find(&name.parse().unwrap(), None).unwrap()
+    }
+
+    fn target(&self, name: &str) -> Target {
+        Target {
+            facts: self.facts(name),
+            judge: Arc::new(|_| Ok(())),
+        }
+    }
+
+    fn state(&self, name: &str) -> Option<DomainState> {
+        self.hypervisors
+            .rows()
+            .into_iter()
+            .find(|(_, row)| row.name.as_str() == name)
+            .map(|(_, row)| row.state)
+    }
+
+    /// Does something to a domain behind the back of the verbs.
+    async fn behind(
+        &self,
+        name: &str,
+        what: impl FnOnce(&Domain) -> Result<(), virt::error::Error> + Send + 'static,
+    ) {
+        let uuid = self.facts(name).uuid;
+        let work = move |call: &connections::Call| {
+            what(&call.connection.lookup_domain_by_uuid(uuid).unwrap()).unwrap();
+            Ok(())
+        };
+        self.hypervisors
+            .by_index(0)
+            .unwrap()
+            .run(Class::Change, Vec::new(), Some(soon()), work)
+            .await
+            .unwrap();
+    }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(5)
+}
+
+fn anyone() -> XmlJudge {
+    Arc::new(|_, _| Ok(()))
+}
+
+fn denied<T>() -> Result<T, Fault> {
+    Err(Fault::denied())
+}
+
+#[track_caller]
+fn code<T: std::fmt::Debug>(result: Result<T, Fault>) -> Code {
+    result.unwrap_err().code
+}
+
+#[tokio::test]
+async fn the_inventory_has_every_column() {
+    let world = World::new().await;
+    let (facts, row) = world
+        .hypervisors
+        .rows()
+        .into_iter()
+        .find(|(_, row)| row.name.as_str() == "web")
+        .unwrap();
+    assert_eq!(
+        (row.state, row.persistent, row.autostart, row.stale),
+        (DomainState::Running, true, false, false)
+    );
+    assert_eq!(
+        (row.memory_kib, row.max_memory_kib, row.vcpus, row.max_vcpus),
+        (32_768, 65_536, 1, 2)
+    );
+    assert!(row.id.is_some() && row.age_ms < 10_000);
+    assert_eq!((facts.uuid.to_string().as_str(), facts.stale), (WEB, false));
+    assert_eq!(world.facts(WEB), facts);
+    world.until(|world| world.hypervisors.info().cpus > 0).await;
+    let info = world.hypervisors.info();
+    assert_eq!(
+        (
+            info.active,
+            info.domains,
+            info.used_vcpus,
+            info.used_memory_kib,
+            info.stuck_lanes
+        ),
+        (2, 2, 2, 65_536, 0)
+    );
+    assert_eq!(
+        info.hypervisors
+            .first()
+            .unwrap()
+            .driver
+            .to_ascii_uppercase(),
+        "TEST"
+    );
+    assert!(world.hypervisors.has(&row.hypervisor) && !world.hypervisors.has("qemu:///system"));
+    assert_eq!(
+        world
+            .hypervisors
+            .find(&"web".parse().unwrap(), Some("qemu:///system")),
+        None
+    );
+}
+
+#[tokio::test]
+async fn what_a_verb_changed_the_next_list_shows() {
+    let world = World::new().await;
+    let host = &world.hypervisors;
+    assert_eq!(
+        host.pause(world.target("web"), soon()).await.unwrap().state,
+        DomainState::Paused
+    );
+    assert_eq!(world.state("web"), Some(DomainState::Paused));
+    assert_eq!(
+        code(host.pause(world.target("web"), soon()).await),
+        Code::Conflict
+    );
+    assert_eq!(
+        code(
+            host.shutdown(world.target("web"), false, false, soon())
+                .await
+        ),
+        Code::Conflict
+    );
+    host.unpause(world.target("web"), soon()).await.unwrap();
+    assert_eq!(world.state("web"), Some(DomainState::Running));
+    let row = host
+        .shutdown(world.target("web"), true, false, soon())
+        .await
+        .unwrap();
+    assert_eq!((row.state, row.id), (DomainState::Off, None));
+    assert_eq!(
+        code(host.destroy(world.target("web"), soon()).await),
+        Code::Conflict
+    );
+    let row = host
+        .start_domain(world.target("web"), false, soon())
+        .await
+        .unwrap();
+    assert!(row.state == DomainState::Running && row.id.is_some());
+    assert_eq!(
+        code(host.start_domain(world.target("web"), false, soon()).await),
+        Code::Conflict
+    );
+    assert_eq!(
+        code(
+            host.undefine(world.target("web"), false, false, soon())
+                .await
+        ),
+        Code::Conflict
+    );
+    assert_eq!(
+        host.destroy(world.target("web"), soon())
+            .await
+            .unwrap()
+            .state,
+        DomainState::Off
+    );
+    host.undefine(world.target("web"), false, false, soon())
+        .await
+        .unwrap();
+    assert_eq!(world.state("web"), None);
+}
+
+#[tokio::test]
+async fn what_others_change_is_seen_by_events() {
+    let world = World::new().await;
+    world.behind("web", Domain::suspend).await;
+    world
+        .until(|world| world.state("web") == Some(DomainState::Paused))
+        .await;
+    world.behind("web", Domain::destroy).await;
+    world
+        .until(|world| world.state("web") == Some(DomainState::Off))
+        .await;
+    world.behind("web", Domain::undefine).await;
+    world.until(|world| world.state("web").is_none()).await;
+}
+
+#[tokio::test]
+async fn sizes_are_set_live_and_in_the_definition() {
+    let world = World::new().await;
+    let host = &world.hypervisors;
+    let memory = |kib, config, maximum| MemSet {
+        domain: "web".parse().unwrap(),
+        kib,
+        config,
+        maximum,
+    };
+    let vcpus = |count, config, maximum| VcpuSet {
+        domain: "web".parse().unwrap(),
+        count,
+        config,
+        maximum,
+    };
+    let row = host
+        .mem_set(world.target("web"), &memory(49_152, false, false), soon())
+        .await
+        .unwrap();
+    assert_eq!(row.memory_kib, 49_152);
+    let fault = host
+        .mem_set(world.target("web"), &memory(99_999, false, false), soon())
+        .await
+        .unwrap_err();
+    assert!(
+        fault.code == Code::Conflict && fault.message.contains("at most 64 MiB"),
+        "{fault}"
+    );
+    assert_eq!(
+        host.vcpu_set(world.target("web"), &vcpus(2, false, false), soon())
+            .await
+            .unwrap()
+            .vcpus,
+        2
+    );
+    assert_eq!(
+        code(
+            host.vcpu_set(world.target("web"), &vcpus(3, false, false), soon())
+                .await
+        ),
+        Code::Conflict
+    );
+    host.destroy(world.target("web"), soon()).await.unwrap();
+    assert_eq!(
+        code(
+            host.mem_set(world.target("web"), &memory(49_152, false, false), soon())
+                .await
+        ),
+        Code::Conflict
+    );
+    let row = host
+        .mem_set(world.target("web"), &memory(131_072, false, true), soon())
+        .await
+        .unwrap();
+    assert_eq!(row.max_memory_kib, 131_072);
+    let row = host
+        .mem_set(world.target("web"), &memory(99_999, true, false), soon())
+        .await
+        .unwrap();
+    assert_eq!(row.memory_kib, 99_999);
+}
+
+#[tokio::test]
+async fn a_domain_that_vanished_between_look_up_and_action_is_not_found() {
+    let world = World::new().await;
+    let target = world.target("web");
+    world.behind("web", Domain::destroy).await;
+    world.behind("web", Domain::undefine).await;
+    assert_eq!(
+        code(world.hypervisors.pause(target.clone(), soon()).await),
+        Code::NotFound
+    );
+    assert_eq!(
+        code(
+            world
+                .hypervisors
+                .describe(target, false, false, soon())
+                .await
+        ),
+        Code::NotFound
+    );
+    assert_eq!(world.state("web"), None);
+}
+
+#[tokio::test]
+async fn changed_facts_are_judged_again_and_unchanged_ones_are_not() {
+    let world = World::new().await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let judge: Judge = {
+        let asked = Arc::clone(&asked);
+        Arc::new(move |facts| {
+            asked.fetch_add(1, Ordering::SeqCst);
+            if facts.name.as_str() == "web" {
+                Ok(())
+            } else {
+                denied()
+            }
+        })
+    };
+    let target = Target {
+        facts: world.facts("web"),
+        judge,
+    };
+    world
+        .hypervisors
+        .pause(target.clone(), soon())
+        .await
+        .unwrap();
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
+    world.behind("web", Domain::destroy).await;
+    world
+        .behind("web", |domain| domain.rename("other", 0))
+        .await;
+    assert_eq!(
+        code(world.hypervisors.start_domain(target, false, soon()).await),
+        Code::Denied
+    );
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    assert_eq!(world.state("other"), Some(DomainState::Off));
+    assert_eq!(world.state("web"), None);
+}
+
+#[tokio::test]
+async fn define_makes_changes_and_refuses_what_belongs_to_another() {
+    let world = World::new().await;
+    let host = &world.hypervisors;
+    let define = |xml: String, replaces| host.define(None, xml, replaces, anyone(), soon());
+    let row = define(domain("new", ""), None).await.unwrap();
+    assert_eq!((row.state, row.persistent), (DomainState::Off, true));
+    assert_eq!(world.state("new"), Some(DomainState::Off));
+    assert_eq!(code(define(domain("new", ""), None).await), Code::Conflict);
+    assert_eq!(
+        code(define(with_uuid("web", DB), None).await),
+        Code::Conflict
+    );
+    assert_eq!(
+        code(define(with_uuid("third", DB), None).await),
+        Code::Conflict
+    );
+    assert_eq!(
+        code(define("<domain><name>web</nam></domain>".to_owned(), None).await),
+        Code::BadRequest
+    );
+
+    let before = host
+        .describe(world.target("web"), true, true, soon())
+        .await
+        .unwrap();
+    let after = before.replace("65536", "70000");
+    define(after.clone(), Some(before.clone())).await.unwrap();
+    let fault = define(before.clone(), Some(before.clone()))
+        .await
+        .unwrap_err();
+    assert!(
+        fault.code == Code::Conflict && fault.message.contains("in the meantime"),
+        "{fault}"
+    );
+    define(
+        before,
+        Some(
+            host.describe(world.target("web"), true, true, soon())
+                .await
+                .unwrap(),
+        ),
+    )
+    .await
+    .unwrap();
+    assert_eq!(
+        code(define(domain("gone", ""), Some(after)).await),
+        Code::Conflict
+    );
+    let elsewhere = host
+        .define(Some("xen:///"), domain("x", ""), None, anyone(), soon())
+        .await;
+    assert_eq!(code(elsewhere), Code::BadRequest);
+}
+
+#[tokio::test]
+async fn xml_is_judged_for_the_new_domain_and_each_existing_one_before_anything_is_said() {
+    let world = World::new().await;
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let judge: XmlJudge = {
+        let seen = Arc::clone(&seen);
+        Arc::new(move |new, facts| {
+            seen.lock().unwrap().push((
+                new.name.to_string(),
+                facts.map(|facts| facts.name.to_string()),
+            ));
+            if facts.is_some_and(|facts| facts.name.as_str() == "db") {
+                denied()
+            } else {
+                Ok(())
+            }
+        })
+    };
+    let xml = with_uuid("web", DB);
+    assert_eq!(
+        code(
+            world
+                .hypervisors
+                .define(None, xml, None, Arc::clone(&judge), soon())
+                .await
+        ),
+        Code::Denied
+    );
+    let made = world
+        .hypervisors
+        .create(None, domain("new", ""), false, false, judge, soon())
+        .await
+        .unwrap();
+    assert_eq!((made.state, made.persistent), (DomainState::Running, false));
+    let seen: Vec<_> = seen.lock().unwrap().clone();
+    assert_eq!(
+        seen,
+        [
+            ("web".to_owned(), Some("db".to_owned())),
+            ("new".to_owned(), None)
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_transient_domain_is_gone_when_it_is_destroyed() {
+    let world = World::new().await;
+    let host = &world.hypervisors;
+    let made = host
+        .create(None, domain("new", ""), false, false, anyone(), soon())
+        .await
+        .unwrap();
+    assert_eq!((made.state, made.persistent), (DomainState::Running, false));
+    assert_eq!(
+        code(
+            host.create(None, domain("new", ""), false, false, anyone(), soon())
+                .await
+        ),
+        Code::Conflict
+    );
+    let memory = MemSet {
+        domain: "new".parse().unwrap(),
+        kib: 40_000,
+        config: true,
+        maximum: false,
+    };
+    assert_eq!(
+        code(host.mem_set(world.target("new"), &memory, soon()).await),
+        Code::Conflict
+    );
+    let last = host.destroy(world.target("new"), soon()).await.unwrap();
+    assert_eq!((last.name.as_str(), last.state), ("new", DomainState::Off));
+    assert_eq!(world.state("new"), None);
+    let made = host
+        .create(None, domain("new", ""), true, false, anyone(), soon())
+        .await
+        .unwrap();
+    assert!(made.persistent);
+}
+
+#[tokio::test]
+async fn what_does_not_return_keeps_its_lane_and_destroy_goes_past_it_and_what_came_of_it_is_told()
+{
+    let world = World::new().await;
+    let host = world.hypervisors.by_index(0).unwrap();
+    let key = Key::Domain(world.facts("web").uuid);
+    let (release, hung) = std::sync::mpsc::channel::<()>();
+    let deadline = Instant::now() + Duration::from_millis(50);
+    let lane = host.lanes.take(key, deadline).await.unwrap();
+    let work = move |call: &connections::Call| {
+        call.begin()?;
+        hung.recv().unwrap();
+        Ok(())
+    };
+    let hanging = tokio::spawn({
+        let host = Arc::clone(&host);
+        async move {
+            host.run(Class::Change, vec![lane], Some(deadline), work)
+                .await
+        }
+    });
+    tokio::time::sleep_until(deadline + Duration::from_millis(10)).await;
+    assert!(!hanging.is_finished());
+    let stuck = async {
+        while world.hypervisors.info().stuck_lanes != 1 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), stuck)
+        .await
+        .unwrap();
+    let brief = Instant::now() + Duration::from_millis(50);
+    assert_eq!(
+        code(world.hypervisors.pause(world.target("web"), brief).await),
+        Code::Busy
+    );
+    assert_eq!(
+        world
+            .hypervisors
+            .pause(world.target("db"), soon())
+            .await
+            .unwrap()
+            .state,
+        DomainState::Paused
+    );
+    assert_eq!(
+        world
+            .hypervisors
+            .destroy(world.target("web"), soon())
+            .await
+            .unwrap()
+            .state,
+        DomainState::Off
+    );
+    release.send(()).unwrap();
+    hanging.await.unwrap().unwrap();
+    world
+        .hypervisors
+        .start_domain(world.target("web"), false, soon())
+        .await
+        .unwrap();
+    assert_eq!(world.hypervisors.info().stuck_lanes, 0);
+}
+
+#[tokio::test]
+async fn what_has_not_begun_by_the_deadline_never_begins() {
+    let world = World::new().await;
+    let host = world.hypervisors.by_index(0).unwrap();
+    let (release, slow) = std::sync::mpsc::channel::<()>();
+    let (tell, told) = std::sync::mpsc::channel();
+    let work = move |call: &connections::Call| {
+        slow.recv().unwrap();
+        tell.send(call.begin().is_ok()).unwrap();
+        Ok(())
+    };
+    let deadline = Instant::now() + Duration::from_millis(50);
+    assert_eq!(
+        code(
+            host.run(Class::Change, Vec::new(), Some(deadline), work)
+                .await
+        ),
+        Code::Unavailable
+    );
+    release.send(()).unwrap();
+    assert!(!told.recv().unwrap());
+}
+
+#[tokio::test]
+async fn a_caller_who_goes_away_does_not_stop_what_it_began() {
+    let world = World::new().await;
+    let host = world.hypervisors.by_index(0).unwrap();
+    let key = Key::Domain(world.facts("web").uuid);
+    let lane = host.lanes.take(key, soon()).await.unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let (begin, begun) = std::sync::mpsc::channel();
+    let caller = tokio::spawn(async move {
+        let work = move |call: &connections::Call| {
+            call.begin()?;
+            begin.send(()).unwrap();
+            thread::sleep(Duration::from_millis(50));
+            tell.send(()).unwrap();
+            Ok(())
+        };
+        host.run(Class::Change, vec![lane], Some(soon()), work)
+            .await
+    });
+    tokio::task::spawn_blocking(move || begun.recv().unwrap())
+        .await
+        .unwrap();
+    caller.abort();
+    assert_eq!(
+        world
+            .hypervisors
+            .pause(world.target("web"), soon())
+            .await
+            .unwrap()
+            .state,
+        DomainState::Paused
+    );
+    told.try_recv()
+        .expect("the lane was free only after the work");
+}
+
+#[tokio::test]
+async fn a_wait_that_ends_at_the_deadline_says_what_to_do() {
+    let world = World::new().await;
+    let begin = Instant::now();
+    let fault = world
+        .hypervisors
+        .reboot(
+            world.target("web"),
+            true,
+            false,
+            Instant::now() + Duration::from_millis(600),
+        )
+        .await
+        .err();
+    if let Some(fault) = fault {
+        assert!(
+            fault.code == Code::Refused && fault.retry && fault.message.contains("--force"),
+            "{fault}"
+        );
+    }
+    assert!(begin.elapsed() < Duration::from_millis(700));
+}
+
+#[tokio::test]
+async fn what_a_driver_lacks_is_unsupported_and_what_is_not_there_unavailable() {
+    let world = World::new().await;
+    let paused = world
+        .hypervisors
+        .create(None, domain("x", ""), false, true, anyone(), soon())
+        .await;
+    assert_eq!(code(paused), Code::Unsupported);
+    let abort = world
+        .hypervisors
+        .migrate_abort(world.target("web"), soon())
+        .await;
+    assert!(matches!(code(abort), Code::Unsupported | Code::Conflict));
+    let absent = Hypervisors::start(vec![
+        "qemu+unix:///system?socket=/nonexistent/socket".to_owned(),
+    ]);
+    let made = absent
+        .create(None, domain("x", ""), false, false, anyone(), soon())
+        .await;
+    let fault = made.unwrap_err();
+    assert!(
+        fault.code == Code::Unavailable && fault.message.contains("is libvirtd"),
+        "{fault}"
+    );
+    assert!(absent.rows().is_empty() && absent.trouble(0).is_some());
+    let why = Hypervisors::check("qemu+unix:///system?socket=/nonexistent/socket")
+        .await
+        .unwrap_err();
+    assert!(why.contains("is libvirtd"), "{why}");
+    assert!(
+        Hypervisors::check("test:///default")
+            .await
+            .unwrap()
+            .contains("libvirt")
+    );
+}

@@ -1,0 +1,793 @@
+//! The verbs: what makes no sense is refused with its own message, the rest is one visit to the domain in its lane.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant as Moment},
+};
+
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+use virt::{domain::Domain, error::Error};
+use virt_sys as sys;
+use xman_common::{
+    name::DomainRef,
+    protocol::{Code, DomainRow, DomainState, Fault, MemSet, VcpuSet},
+};
+
+use super::{
+    Facts, Hypervisors, NewDomain, Target, XmlJudge,
+    connections::{Call, Class, Hypervisor},
+    faults, ffi,
+    inventory::{self, Glimpse, Reading},
+    lanes::Key,
+    readings,
+    sense::{Act, Sizes, conflict, memory_flags, sense, vcpu_flags},
+    xml,
+};
+
+/// How long a guest is watched while it gives memory back or takes it.
+const BALLOON_WATCH: Duration = Duration::from_secs(3);
+/// Drivers without balloon events are asked so often meanwhile.
+const BALLOON_LOOK: Duration = Duration::from_millis(500);
+/// Left between the end of a wait and the caller's deadline, so that the answer arrives in time.
+const ANSWER_TIME: Duration = Duration::from_millis(100);
+/// The most that `shutdown --force` leaves itself to pull the plug before the deadline: libvirt lets a QEMU that does not end at once
+/// some seconds before it kills it.
+const FORCE_TIME: Duration = Duration::from_secs(10);
+
+impl Hypervisors {
+    /// Returns a domain's XML.
+    pub(crate) async fn describe(
+        &self,
+        target: Target,
+        inactive: bool,
+        secrets: bool,
+        deadline: Instant,
+    ) -> Result<String, Fault> {
+        let hypervisor = self.by_index(target.facts.hypervisor)?;
+        let host = Arc::clone(&hypervisor);
+        let work = move |call: &Call| {
+            let visit = Visit::new(call, &host, &target)?;
+            visit.ok(visit.domain.xml_desc(xml_flags(inactive, secrets)))
+        };
+        hypervisor
+            .run(Class::Read, Vec::new(), Some(deadline), work)
+            .await
+    }
+
+    /// Starts a defined domain, from its saved image where it has one.
+    pub(crate) async fn start_domain(
+        &self,
+        target: Target,
+        paused: bool,
+        deadline: Instant,
+    ) -> Result<DomainRow, Fault> {
+        let flags = if paused {
+            sys::VIR_DOMAIN_START_PAUSED
+        } else {
+            sys::VIR_DOMAIN_NONE
+        };
+        self.act(target, Act::Start, deadline, move |domain| {
+            domain.create_with_flags(flags)
+        })
+        .await
+    }
+
+    /// Pulls the plug, even while other work on the domain hangs. Where nothing remains of the domain, its last row is returned.
+    pub(crate) async fn destroy(
+        &self,
+        target: Target,
+        deadline: Instant,
+    ) -> Result<DomainRow, Fault> {
+        let hypervisor = self.by_index(target.facts.hypervisor)?;
+        let lane = hypervisor
+            .lanes
+            .try_take(Key::Domain(target.facts.uuid), deadline);
+        let host = Arc::clone(&hypervisor);
+        let emergency = lane.is_none();
+        let work = move |call: &Call| {
+            let visit = Visit::new(call, &host, &target)?;
+            sense(Act::Destroy, &visit.facts.name, visit.state)?;
+            call.begin()?;
+            visit.ok(visit.domain.destroy())?;
+            if emergency {
+                // libvirt's ordinary workers may all hang, and a reading with them.
+                host.inventory
+                    .destroyed(host.index, visit.facts.uuid, Moment::now());
+                host.bell.changed(visit.facts.uuid);
+                return Ok(off(visit.before.clone()));
+            }
+            Ok(visit.settle())
+        };
+        hypervisor
+            .run(
+                Class::Urgent,
+                lane.into_iter().collect(),
+                Some(deadline),
+                work,
+            )
+            .await
+    }
+
+    /// Stops a domain's virtual CPUs.
+    pub(crate) async fn pause(
+        &self,
+        target: Target,
+        deadline: Instant,
+    ) -> Result<DomainRow, Fault> {
+        self.act(target, Act::Pause, deadline, Domain::suspend)
+            .await
+    }
+
+    /// Lets a paused domain run on.
+    pub(crate) async fn unpause(
+        &self,
+        target: Target,
+        deadline: Instant,
+    ) -> Result<DomainRow, Fault> {
+        self.act(target, Act::Unpause, deadline, Domain::resume)
+            .await
+    }
+
+    /// Asks the guest to shut down; waits until it has, and with `force` pulls the plug shortly before the deadline.
+    pub(crate) async fn shutdown(
+        &self,
+        target: Target,
+        wait: bool,
+        force: bool,
+        deadline: Instant,
+    ) -> Result<DomainRow, Fault> {
+        let begin = Instant::now();
+        let asked = self
+            .in_lane(target.clone(), deadline, move |visit| {
+                let deaf = matches!(visit.state, DomainState::Paused | DomainState::Sleeping);
+                if force && deaf {
+                    return Ok(None);
+                }
+                sense(Act::Shutdown, &visit.facts.name, visit.state)?;
+                visit.call.begin()?;
+                let refused = match visit.ok(visit.domain.shutdown_flags(0)) {
+                    Err(fault)
+                        if force && matches!(fault.code, Code::Refused | Code::Unsupported) =>
+                    {
+                        true
+                    }
+                    asked => asked.map(|()| false)?,
+                };
+                Ok((!refused).then(|| (visit.domain.id(), visit.settle())))
+            })
+            .await?;
+        let Some((id, row)) = asked else {
+            return self.destroy(target, deadline).await;
+        };
+        if !wait && !force {
+            return Ok(row);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let until = deadline
+            - if force {
+                FORCE_TIME.min(left / 2)
+            } else {
+                ANSWER_TIME.min(left)
+            };
+        let facts = &target.facts;
+        let down = |glimpse: Option<Glimpse>| {
+            glimpse.is_none_or(|now| !now.state.is_active() || now.id != id)
+        };
+        if self.until(facts, until, down).await {
+            return Ok(self.row(facts).unwrap_or_else(|| off(row)));
+        }
+        if !force {
+            return Err(not_in_time(&format!(
+                "the guest of '{}' has not gone down in {:.0} s; `--force` pulls the plug",
+                facts.name,
+                begin.elapsed().as_secs_f64()
+            )));
+        }
+        match self.destroy(target.clone(), deadline).await {
+            Err(fault) if matches!(fault.code, Code::Conflict | Code::NotFound) => {
+                Ok(self.row(&target.facts).unwrap_or_else(|| off(row)))
+            }
+            // The guest has been asked, so it is not true any more that nothing has begun.
+            Err(fault) if matches!(fault.code, Code::Busy | Code::Unavailable) => {
+                let name = &target.facts.name;
+                Err(not_in_time(&format!(
+                    "the guest of '{name}' was asked and has not gone down, and libvirt had no time to pull the plug; `rxm destroy {name}` does"
+                )))
+            }
+            destroyed => destroyed,
+        }
+    }
+
+    /// Asks the guest to reboot, and waits until it has; with `force` resets it without asking.
+    pub(crate) async fn reboot(
+        &self,
+        target: Target,
+        wait: bool,
+        force: bool,
+        deadline: Instant,
+    ) -> Result<DomainRow, Fault> {
+        let begin = Instant::now();
+        let act = if force { Act::Reset } else { Act::Reboot };
+        let (reboots, id, row) = self
+            .in_lane(target.clone(), deadline, move |visit| {
+                sense(act, &visit.facts.name, visit.state)?;
+                let reboots = visit
+                    .host
+                    .inventory
+                    .glimpse(visit.host.index, visit.facts.uuid)
+                    .map_or(0, |now| now.reboots);
+                visit.call.begin()?;
+                visit.ok(if force {
+                    visit.domain.reset()
+                } else {
+                    visit.domain.reboot(0)
+                })?;
+                Ok((reboots, visit.domain.id(), visit.settle()))
+            })
+            .await?;
+        if !wait || force {
+            return Ok(row);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let facts = &target.facts;
+        let rebooted = |glimpse: Option<Glimpse>| {
+            glimpse
+                .is_some_and(|now| now.reboots > reboots || (now.state.is_active() && now.id != id))
+        };
+        if self
+            .until(facts, deadline - ANSWER_TIME.min(left), rebooted)
+            .await
+        {
+            return Ok(self.row(facts).unwrap_or(row));
+        }
+        Err(not_in_time(&format!(
+            "the guest of '{}' has not rebooted in {:.0} s; `--force` resets it",
+            facts.name,
+            begin.elapsed().as_secs_f64()
+        )))
+    }
+
+    /// Sets a domain's memory; of a running one the balloon, which is then watched for a while.
+    pub(crate) async fn mem_set(
+        &self,
+        target: Target,
+        set: &MemSet,
+        deadline: Instant,
+    ) -> Result<DomainRow, Fault> {
+        let asked = set.clone();
+        let (live, row) = self
+            .in_lane(target.clone(), deadline, move |visit| {
+                let flags = memory_flags(&asked, &visit.sizes())?;
+                visit.call.begin()?;
+                visit.ok(visit.domain.set_memory_flags(asked.kib, flags))?;
+                Ok((flags & sys::VIR_DOMAIN_AFFECT_LIVE != 0, visit.settle()))
+            })
+            .await?;
+        // A container has no balloon: its limit holds at once, and what libvirt reports is what it uses.
+        let container = self.shared.inventory.driver(target.facts.hypervisor) == "LXC";
+        if !live || container || row.state != DomainState::Running {
+            return Ok(row);
+        }
+        let (kib, facts) = (set.kib, &target.facts);
+        let watched_until = (Instant::now() + BALLOON_WATCH)
+            .min(deadline.checked_sub(ANSWER_TIME).unwrap_or(deadline));
+        let reached = |glimpse: Option<Glimpse>| glimpse.is_none_or(|now| now.memory_kib == kib);
+        while !self
+            .until(
+                facts,
+                (Instant::now() + BALLOON_LOOK).min(watched_until),
+                reached,
+            )
+            .await
+            && Instant::now() < watched_until
+        {
+            self.by_index(facts.hypervisor)?.bell.changed(facts.uuid);
+        }
+        Ok(self.row(facts).unwrap_or(row))
+    }
+
+    /// Sets the number of a domain's virtual CPUs.
+    pub(crate) async fn vcpu_set(
+        &self,
+        target: Target,
+        set: &VcpuSet,
+        deadline: Instant,
+    ) -> Result<DomainRow, Fault> {
+        let asked = set.clone();
+        self.in_lane(target, deadline, move |visit| {
+            let flags = vcpu_flags(&asked, &visit.sizes())?;
+            visit.call.begin()?;
+            visit.ok(visit.domain.set_vcpus_flags(asked.count, flags))?;
+            Ok(visit.settle())
+        })
+        .await
+    }
+
+    /// Removes a domain's definition; keeps its firmware variables unless told otherwise.
+    pub(crate) async fn undefine(
+        &self,
+        target: Target,
+        discard_saved: bool,
+        discard_nvram: bool,
+        deadline: Instant,
+    ) -> Result<(), Fault> {
+        self.in_lane(target, deadline, move |visit| {
+            let name = &visit.facts.name;
+            sense(Act::Undefine, name, visit.state)?;
+            if !discard_saved && visit.domain.has_managed_save(0).unwrap_or(false) {
+                return Err(conflict(format!(
+                    "'{name}' has a saved image; `rxm start {name}` goes on from it, `--discard-saved` throws it away"
+                )));
+            }
+            visit.call.begin()?;
+            visit.ok(undefine(&visit.domain, discard_saved, discard_nvram))?;
+            visit.host.inventory.gone(visit.host.index, visit.facts.uuid, Moment::now());
+            Ok(())
+        })
+        .await
+    }
+
+    /// Stores a definition, new or in place of the one that the domain of the same name and UUID has.
+    pub(crate) async fn define(
+        &self,
+        hypervisor: Option<&str>,
+        xml: String,
+        replaces: Option<String>,
+        judge: XmlJudge,
+        deadline: Instant,
+    ) -> Result<DomainRow, Fault> {
+        self.make(
+            hypervisor,
+            xml,
+            judge,
+            deadline,
+            move |call, host, new, xml, existing| {
+                let changed =
+                    "it has been changed in the meantime; describe it again and repeat the change";
+                match (existing, &replaces) {
+                    (None, None) => {}
+                    (None, Some(_)) => {
+                        return Err(conflict(format!(
+                            "'{}' has been undefined in the meantime",
+                            new.name
+                        )));
+                    }
+                    (Some((domain, facts)), replaces) => {
+                        if facts.name != new.name || Some(facts.uuid) != new.uuid {
+                            return Err(taken(new, facts));
+                        }
+                        if let Some(replaces) = replaces {
+                            let present = domain
+                                .xml_desc(xml_flags(true, true))
+                                .map_err(|error| call.fault(&error))?;
+                            if present != *replaces {
+                                return Err(conflict(format!(
+                                    "'{}' is not what it was: {changed}",
+                                    new.name
+                                )));
+                            }
+                        }
+                    }
+                }
+                call.begin()?;
+                let domain = call
+                    .connection
+                    .define_domain_xml(xml)
+                    .map_err(|error| call.fault(&error))?;
+                made(call, host, &domain)
+            },
+        )
+        .await
+    }
+
+    /// Makes a domain and starts it; with `define` it keeps a definition, unless it cannot be started.
+    pub(crate) async fn create(
+        &self,
+        hypervisor: Option<&str>,
+        xml: String,
+        define: bool,
+        paused: bool,
+        judge: XmlJudge,
+        deadline: Instant,
+    ) -> Result<DomainRow, Fault> {
+        let flags = if paused {
+            sys::VIR_DOMAIN_START_PAUSED
+        } else {
+            sys::VIR_DOMAIN_NONE
+        };
+        self.make(hypervisor, xml, judge, deadline, move |call, host, new, xml, existing| {
+            if let Some((_, facts)) = existing {
+                return Err(conflict(format!(
+                    "'{}' exists already, with the UUID {}; `rxm start` starts it, or give the new one another name and UUID",
+                    facts.name, facts.uuid
+                )));
+            }
+            call.begin()?;
+            if !define {
+                let domain = call.connection.create_domain_xml(xml, flags).map_err(|error| call.fault(&error))?;
+                return made(call, host, &domain);
+            }
+            let domain = call.connection.define_domain_xml(xml).map_err(|error| call.fault(&error))?;
+            let Err(error) = domain.create_with_flags(flags) else {
+                return made(call, host, &domain);
+            };
+            let fault = call.fault(&error);
+            // Who started it between our two calls shall keep it.
+            if fault.code != Code::Unknown && !domain.is_active().unwrap_or(true) {
+                if let Err(error) = undefine(&domain, false, false) {
+                    tracing::warn!("the definition of '{}', which could not be started, stays: {}", new.name, error.message());
+                }
+                if let Ok(uuid) = domain.uuid() {
+                    host.bell.changed(uuid);
+                }
+            }
+            Err(fault)
+        })
+        .await
+    }
+
+    /// A visit that does one thing.
+    async fn act(
+        &self,
+        target: Target,
+        act: Act,
+        deadline: Instant,
+        change: impl FnOnce(&Domain) -> Result<(), Error> + Send + 'static,
+    ) -> Result<DomainRow, Fault> {
+        self.in_lane(target, deadline, move |visit| {
+            sense(act, &visit.facts.name, visit.state)?;
+            visit.call.begin()?;
+            visit.ok(change(&visit.domain))?;
+            Ok(visit.settle())
+        })
+        .await
+    }
+
+    async fn in_lane<T: Send + 'static>(
+        &self,
+        target: Target,
+        deadline: Instant,
+        work: impl FnOnce(&Visit<'_>) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let hypervisor = self.by_index(target.facts.hypervisor)?;
+        let lane = hypervisor
+            .lanes
+            .take(Key::Domain(target.facts.uuid), deadline)
+            .await?;
+        let host = Arc::clone(&hypervisor);
+        let work = move |call: &Call| work(&Visit::new(call, &host, &target)?);
+        hypervisor
+            .run(Class::Change, vec![lane], Some(deadline), work)
+            .await
+    }
+
+    /// Brings XML into the host-wide lane and there to its judge; the rest gets the existing domain of that name or UUID.
+    async fn make(
+        &self,
+        hypervisor: Option<&str>,
+        xml: String,
+        judge: XmlJudge,
+        deadline: Instant,
+        rest: impl FnOnce(
+            &Call,
+            &Hypervisor,
+            &NewDomain,
+            &str,
+            Option<&(Domain, Facts)>,
+        ) -> Result<DomainRow, Fault>
+        + Send
+        + 'static,
+    ) -> Result<DomainRow, Fault> {
+        let hypervisor = self.chosen(hypervisor)?;
+        let new = xml::parse(&xml)?;
+        // Always in this order, and nobody else holds two: no deadlock.
+        let mut lanes = vec![hypervisor.lanes.take(Key::New, deadline).await?];
+        if let Some(uuid) = new.uuid {
+            lanes.push(hypervisor.lanes.take(Key::Domain(uuid), deadline).await?);
+        }
+        let host = Arc::clone(&hypervisor);
+        let work = move |call: &Call| {
+            let existing = existing(call, &host, &new, &judge)?;
+            rest(call, &host, &new, &xml, existing.as_ref())
+        };
+        hypervisor
+            .run(Class::Change, lanes, Some(deadline), work)
+            .await
+    }
+
+    /// Waits until a domain looks as wished; returns whether it does.
+    async fn until(
+        &self,
+        facts: &Facts,
+        limit: Instant,
+        wished: impl Fn(Option<Glimpse>) -> bool,
+    ) -> bool {
+        let inventory = &self.shared.inventory;
+        let mut changes = inventory.changes();
+        loop {
+            if wished(inventory.glimpse(facts.hypervisor, facts.uuid)) {
+                return true;
+            }
+            if !matches!(timeout_at(limit, changes.changed()).await, Ok(Ok(()))) {
+                return wished(inventory.glimpse(facts.hypervisor, facts.uuid));
+            }
+        }
+    }
+
+    fn row(&self, facts: &Facts) -> Option<DomainRow> {
+        self.shared.inventory.row(facts.hypervisor, facts.uuid)
+    }
+}
+
+/// A domain looked up again in the thread that acts on it: it is there, and the verdict still holds.
+pub(super) struct Visit<'a> {
+    pub(super) call: &'a Call,
+    pub(super) host: &'a Hypervisor,
+    pub(super) domain: Domain,
+    pub(super) facts: Facts,
+    pub(super) state: DomainState,
+    before: DomainRow,
+}
+
+impl<'a> Visit<'a> {
+    /// # Errors
+    /// `NotFound` where the domain has vanished, what the judge says where its facts have changed, libvirt's.
+    pub(super) fn new(
+        call: &'a Call,
+        host: &'a Hypervisor,
+        target: &Target,
+    ) -> Result<Self, Fault> {
+        let uuid = target.facts.uuid;
+        let began = Moment::now();
+        let Some(domain) =
+            readings::find(&call.connection, uuid).map_err(|error| call.fault(&error))?
+        else {
+            host.inventory.gone(host.index, uuid, began);
+            return Err(faults::vanished());
+        };
+        let facts = present(call, host, &domain, uuid)?.ok_or_else(faults::vanished)?;
+        if facts.revision != target.facts.revision {
+            (target.judge)(&facts)?;
+        }
+        let (state, _) = ffi::state(&domain).map_err(|error| call.fault(&error))?;
+        let before = host
+            .inventory
+            .row(host.index, uuid)
+            .ok_or_else(faults::vanished)?;
+        Ok(Self {
+            call,
+            host,
+            domain,
+            facts,
+            state: readings::state_of(state),
+            before,
+        })
+    }
+
+    pub(super) fn ok<T>(&self, result: Result<T, Error>) -> Result<T, Fault> {
+        result.map_err(|error| self.call.fault(&error))
+    }
+
+    /// Reads the domain again after a change, so that the next look at memory shows it.
+    pub(super) fn settle(&self) -> DomainRow {
+        let (inventory, index, uuid) = (&self.host.inventory, self.host.index, self.facts.uuid);
+        match self.look() {
+            Ok(Some(reading)) => inventory::row(&reading, &self.host.uri, 0, false),
+            Ok(None) => off(self.before.clone()),
+            Err(error) => {
+                tracing::warn!(
+                    "'{}' has been changed and cannot be read: {}",
+                    self.facts.name,
+                    error.message()
+                );
+                self.host.bell.changed(uuid);
+                inventory
+                    .row(index, uuid)
+                    .unwrap_or_else(|| self.before.clone())
+            }
+        }
+    }
+
+    /// Reads the domain into memory; `None` where it is gone.
+    pub(super) fn look(&self) -> Result<Option<Reading>, Error> {
+        let (inventory, index, uuid) = (&self.host.inventory, self.host.index, self.facts.uuid);
+        let began = Moment::now();
+        let reading = match readings::find(&self.call.connection, uuid)? {
+            Some(domain) => match readings::one(&domain, (inventory, index)) {
+                Err(error) if error.code().to_raw() == sys::VIR_ERR_NO_DOMAIN => None,
+                read => read?,
+            },
+            None => None,
+        };
+        match &reading {
+            Some(reading) => drop(inventory.put(index, reading.clone(), began)),
+            None => inventory.gone(index, uuid, began),
+        }
+        Ok(reading)
+    }
+
+    fn sizes(&self) -> Sizes<'_> {
+        Sizes {
+            name: &self.facts.name,
+            active: self.state.is_active(),
+            persistent: self.before.persistent,
+            max_memory_kib: self
+                .domain
+                .info()
+                .map_or(self.before.max_memory_kib, |info| info.max_mem),
+            max_vcpus: self.before.max_vcpus,
+        }
+    }
+}
+
+/// Returns the facts of a domain that libvirt has just shown; `None` where its name is none of ours.
+fn present(
+    call: &Call,
+    host: &Hypervisor,
+    domain: &Domain,
+    uuid: Uuid,
+) -> Result<Option<Facts>, Fault> {
+    let name = domain.name().map_err(|error| call.fault(&error))?;
+    let known = host
+        .inventory
+        .find(&DomainRef::Uuid(uuid), Some(host.index));
+    if let Some(facts) = known
+        && facts.name.as_str() == name
+    {
+        return Ok(Some(facts));
+    }
+    let began = Moment::now();
+    let reading =
+        readings::one(domain, (&host.inventory, host.index)).map_err(|error| call.fault(&error))?;
+    Ok(reading.map(|reading| host.inventory.put(host.index, reading, began)))
+}
+
+/// Finds the domains that have a new one's name or UUID, and has each of them judged before anything is said of it.
+fn existing(
+    call: &Call,
+    host: &Hypervisor,
+    new: &NewDomain,
+    judge: &XmlJudge,
+) -> Result<Option<(Domain, Facts)>, Fault> {
+    let failed = |error: Error| call.fault(&error);
+    let mut found: Vec<Domain> = Vec::new();
+    if let Some(uuid) = new.uuid {
+        found.extend(readings::find(&call.connection, uuid).map_err(failed)?);
+    }
+    if let Some(named) = readings::find_by_name(&call.connection, &new.name).map_err(failed)? {
+        let same =
+            |other: &Domain| matches!((other.uuid(), named.uuid()), (Ok(a), Ok(b)) if a == b);
+        if !found.iter().any(same) {
+            found.push(named);
+        }
+    }
+    if found.is_empty() {
+        judge(new, None)?;
+        return Ok(None);
+    }
+    let mut known = Vec::with_capacity(found.len());
+    for domain in found {
+        let uuid = domain.uuid().map_err(failed)?;
+        match present(call, host, &domain, uuid)? {
+            Some(facts) => {
+                judge(new, Some(&facts))?;
+                known.push((domain, facts));
+            }
+            None => {
+                judge(new, None)?;
+                return Err(conflict(
+                    "the UUID belongs to a domain whose name xmand cannot use; choose another"
+                        .to_owned(),
+                ));
+            }
+        }
+    }
+    // Where both are found and differ, the one that has the name says best what stands against it.
+    Ok(known.pop())
+}
+
+fn made(call: &Call, host: &Hypervisor, domain: &Domain) -> Result<DomainRow, Fault> {
+    let began = Moment::now();
+    let found = domain
+        .uuid()
+        .and_then(|uuid| readings::find(&call.connection, uuid));
+    let reading = match found {
+        Ok(Some(domain)) => readings::one(&domain, (&host.inventory, host.index)),
+        Ok(None) => Ok(None),
+        Err(error) => Err(error),
+    };
+    match reading {
+        Ok(Some(reading)) => {
+            let row = inventory::row(&reading, &host.uri, 0, false);
+            host.inventory.put(host.index, reading, began);
+            Ok(row)
+        }
+        Ok(None) => Err(Fault::new(
+            Code::NotFound,
+            "it was made, and was gone again at once; `rxm dmesg` may say why",
+        )),
+        Err(error) if error.code().to_raw() == sys::VIR_ERR_NO_DOMAIN => Err(Fault::new(
+            Code::NotFound,
+            "it was made, and was gone again at once; `rxm dmesg` may say why",
+        )),
+        Err(error) => Err(faults::unknown(&format!(
+            "it was made and cannot be read ({})",
+            faults::tidy(error.message())
+        ))),
+    }
+}
+
+/// KEEP_NVRAM is not known to drivers that have no such thing.
+fn undefine(domain: &Domain, discard_saved: bool, discard_nvram: bool) -> Result<(), Error> {
+    let saved = if discard_saved {
+        sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    } else {
+        0
+    };
+    let nvram = if discard_nvram {
+        sys::VIR_DOMAIN_UNDEFINE_NVRAM
+    } else {
+        sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+    };
+    match domain.undefine_flags(saved | nvram) {
+        Err(error)
+            if matches!(
+                error.code().to_raw(),
+                sys::VIR_ERR_INVALID_ARG | sys::VIR_ERR_NO_SUPPORT
+            ) =>
+        {
+            if saved == 0 {
+                domain.undefine()
+            } else {
+                domain.undefine_flags(saved)
+            }
+        }
+        undefined => undefined,
+    }
+}
+
+fn xml_flags(inactive: bool, secrets: bool) -> sys::virDomainXMLFlags {
+    let inactive = if inactive {
+        sys::VIR_DOMAIN_XML_INACTIVE
+    } else {
+        0
+    };
+    inactive
+        | if secrets {
+            sys::VIR_DOMAIN_XML_SECURE
+        } else {
+            0
+        }
+}
+
+/// How a domain that is gone was last seen.
+fn off(row: DomainRow) -> DomainRow {
+    DomainRow {
+        id: None,
+        state: DomainState::Off,
+        reason: String::new(),
+        cpu_time_ns: 0,
+        ..row
+    }
+}
+
+fn not_in_time(message: &str) -> Fault {
+    Fault {
+        retry: true,
+        ..Fault::new(Code::Refused, message)
+    }
+}
+
+fn taken(new: &NewDomain, existing: &Facts) -> Fault {
+    let (name, uuid) = (&existing.name, existing.uuid);
+    conflict(if new.name == *name {
+        format!(
+            "'{name}' exists already, with the UUID {uuid}; give that in the XML to change it, or choose another name"
+        )
+    } else {
+        format!(
+            "the UUID {uuid} belongs to '{name}'; leave it out of the XML, or use that name to change it"
+        )
+    })
+}

@@ -1,0 +1,309 @@
+//! Reads from a domain's XML its name and UUID, and refuses what this reader and libvirt's could read differently.
+
+use roxmltree::{Document, Error, Node, ParsingOptions};
+use uuid::Uuid;
+use xman_common::{
+    name::DomainName,
+    protocol::{Code, Fault, MAX_XML},
+};
+
+use super::NewDomain;
+
+/// The most nodes accepted: an XML of a hundred thousand empty elements would cost many times its size in memory.
+const MAX_NODES: u32 = 20_000;
+/// The deepest nesting accepted, well above any domain's: libvirt's reader stops at 256.
+const MAX_DEPTH: usize = 100;
+
+/// Returns which domain an XML describes.
+///
+/// # Errors
+/// `TooLarge` and `BadRequest`, with line and column where they are known.
+pub(super) fn parse(xml: &str) -> Result<NewDomain, Fault> {
+    if xml.len() > MAX_XML {
+        return Err(Fault::new(
+            Code::TooLarge,
+            format!(
+                "the XML has {} bytes; a call carries at most {MAX_XML}",
+                xml.len()
+            ),
+        ));
+    }
+    if xml.contains('\0') {
+        return Err(bad("it holds a NUL"));
+    }
+    encoding(xml)?;
+    let options = ParsingOptions {
+        allow_dtd: false,
+        nodes_limit: MAX_NODES,
+        ..ParsingOptions::default()
+    };
+    let document = Document::parse_with_options(xml, options).map_err(|error| {
+        if matches!(error, Error::DtdDetected) {
+            bad("it holds a DOCTYPE; leave it out")
+        } else if matches!(error, Error::NodesLimitReached) {
+            bad(&format!(
+                "it holds more than {MAX_NODES} elements and texts"
+            ))
+        } else {
+            bad(&error.to_string())
+        }
+    })?;
+    depth(&document)?;
+    let root = document.root_element();
+    if !root.has_tag_name("domain") || root.tag_name().namespace().is_some() {
+        return Err(bad_at(
+            &document,
+            root,
+            &format!("it is a <{}>, not a <domain>", root.tag_name().name()),
+        ));
+    }
+    let name =
+        only_child(&document, root, "name")?.ok_or_else(|| bad("the <domain> has no <name>"))?;
+    let name_text = text(&document, name)?;
+    let name = name_text
+        .parse::<DomainName>()
+        .map_err(|error| bad_at(&document, name, &error.to_string()))?;
+    let uuid = only_child(&document, root, "uuid")?
+        .map(|node| uuid(&document, node))
+        .transpose()?;
+    Ok(NewDomain { name, uuid })
+}
+
+/// libvirt's reader obeys a declared encoding, this one does not: in UTF-7 the same bytes are another document.
+fn encoding(xml: &str) -> Result<(), Fault> {
+    let start = xml.strip_prefix('\u{feff}').unwrap_or(xml);
+    let Some((declaration, _)) = start
+        .strip_prefix("<?xml")
+        .and_then(|rest| rest.split_once("?>"))
+    else {
+        return Ok(());
+    };
+    let Some((_, value)) = declaration.split_once("encoding") else {
+        return Ok(());
+    };
+    if value.contains("encoding") {
+        return Err(bad("its first line says 'encoding' twice"));
+    }
+    let value =
+        value.trim_matches(|c: char| c.is_ascii_whitespace() || matches!(c, '=' | '"' | '\''));
+    let declared = value.split(['"', '\'']).next().unwrap_or_default();
+    if ["utf-8", "utf8", "us-ascii"]
+        .iter()
+        .any(|known| declared.eq_ignore_ascii_case(known))
+    {
+        return Ok(());
+    }
+    Err(bad(
+        "it declares an encoding other than UTF-8; convert it and declare UTF-8, or nothing",
+    ))
+}
+
+/// Counts without recursion, since a deep document must not cost stack.
+fn depth(document: &Document<'_>) -> Result<(), Fault> {
+    let mut level = 0_usize;
+    let mut next = document.root().first_child();
+    while let Some(node) = next {
+        if level > MAX_DEPTH {
+            return Err(bad_at(
+                document,
+                node,
+                &format!("it is nested more than {MAX_DEPTH} deep"),
+            ));
+        }
+        if let Some(child) = node.first_child() {
+            level += 1;
+            next = Some(child);
+            continue;
+        }
+        let mut climbing = node;
+        next = loop {
+            if let Some(sibling) = climbing.next_sibling() {
+                break Some(sibling);
+            }
+            match climbing.parent() {
+                Some(parent) if !parent.is_root() => {
+                    level = level.saturating_sub(1);
+                    climbing = parent;
+                }
+                _ => break None,
+            }
+        };
+    }
+    Ok(())
+}
+
+/// libvirt takes the first of several; two of them are a mistake or a trick.
+fn only_child<'a>(
+    document: &Document<'_>,
+    root: Node<'a, 'a>,
+    tag: &str,
+) -> Result<Option<Node<'a, 'a>>, Fault> {
+    let mut found = root
+        .children()
+        .filter(|child| child.is_element() && child.tag_name().name() == tag);
+    let first = found.next();
+    if let Some(second) = found.next() {
+        return Err(bad_at(document, second, &format!("a second <{tag}>")));
+    }
+    match first {
+        Some(node) if node.tag_name().namespace().is_some() => Err(bad_at(
+            document,
+            node,
+            &format!("the <{tag}> stands in an XML namespace"),
+        )),
+        other => Ok(other),
+    }
+}
+
+/// libvirt takes the text of everything inside, this reader that of the first piece: only plain text is the same to both.
+fn text(document: &Document<'_>, node: Node<'_, '_>) -> Result<String, Fault> {
+    if node.children().any(|child| !child.is_text()) {
+        return Err(bad_at(
+            document,
+            node,
+            &format!("the <{}> holds more than text", node.tag_name().name()),
+        ));
+    }
+    Ok(node.children().filter_map(|child| child.text()).collect())
+}
+
+fn uuid(document: &Document<'_>, node: Node<'_, '_>) -> Result<Uuid, Fault> {
+    let text = text(document, node)?;
+    match Uuid::try_parse(text.trim()) {
+        Ok(uuid) if !uuid.is_nil() => Ok(uuid),
+        _ => Err(bad_at(
+            document,
+            node,
+            "the <uuid> is none; leave it out and one is made up",
+        )),
+    }
+}
+
+fn bad(what: &str) -> Fault {
+    Fault::new(Code::BadRequest, format!("the XML cannot be used: {what}"))
+}
+
+fn bad_at(document: &Document<'_>, node: Node<'_, '_>, what: &str) -> Fault {
+    bad(&format!(
+        "{what} at {}",
+        document.text_pos_at(node.range().start)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UUID: &str = "123e4567-e89b-12d3-a456-426614174000";
+
+    #[track_caller]
+    fn refused(xml: &str, why: &str) {
+        let fault = parse(xml).unwrap_err();
+        assert_eq!(fault.code, Code::BadRequest, "{fault}");
+        assert!(fault.message.contains(why), "{fault}");
+    }
+
+    #[test]
+    fn a_domain_has_one_name_and_at_most_one_uuid() {
+        let plain = parse("<domain type='qemu'><name>web</name></domain>").unwrap();
+        assert_eq!((plain.name.as_str(), plain.uuid), ("web", None));
+        let full = format!(
+            "<?xml version='1.0' encoding='UTF-8'?>\n<domain><uuid>\n{UUID} </uuid><name>a&amp;b</name></domain>"
+        );
+        let full = parse(&full).unwrap();
+        assert_eq!(
+            (full.name.as_str(), full.uuid),
+            ("a&b", Some(Uuid::try_parse(UUID).unwrap()))
+        );
+    }
+
+    #[test]
+    fn what_libvirt_could_read_differently_is_refused() {
+        refused(
+            "<domain><name>a</name><name>b</name></domain>",
+            "a second <name> at 1:23",
+        );
+        refused(
+            "<domain><name>a<!-- x -->b</name></domain>",
+            "more than text",
+        );
+        refused("<domain><name>a<b>c</b></name></domain>", "more than text");
+        refused(
+            "<domain><x:name xmlns:x='y'>a</x:name></domain>",
+            "namespace",
+        );
+        refused(
+            "<domain xmlns='y'><name>a</name></domain>",
+            "not a <domain>",
+        );
+        refused(
+            &format!("<domain><name>a</name><uuid>{UUID}</uuid><uuid>{UUID}</uuid></domain>"),
+            "a second <uuid>",
+        );
+        for declaration in [
+            "version='1.0' encoding='UTF-7'",
+            "version=\"1.0\" encoding = \"UTF-16\" standalone='yes'",
+            "version='1.0' encoding=''",
+            "version='1.0encoding=utf-8' encoding='UTF-7'",
+        ] {
+            refused(
+                &format!("<?xml {declaration}?><domain><name>a</name></domain>"),
+                "encoding",
+            );
+        }
+    }
+
+    #[test]
+    fn bad_xml_is_refused_with_its_place() {
+        refused("", "cannot be used");
+        refused("no XML at all", "1:1");
+        refused("<domain>\n  <name>a</nam>\n</domain>", "2:");
+        refused("<network><name>a</name></network>", "it is a <network>");
+        refused("<domain/>", "no <name>");
+        refused("<domain><name/></domain>", "an empty domain name");
+        refused("<domain><name>../x</name></domain>", "cannot hold '/'");
+        refused(
+            &format!("<domain><name>{UUID}</name></domain>"),
+            "looks like a UUID",
+        );
+        refused(
+            "<domain><name>a</name><uuid>zz</uuid></domain>",
+            "the <uuid> is none",
+        );
+        refused(
+            "<domain><name>a</name><uuid>00000000-0000-0000-0000-000000000000</uuid></domain>",
+            "is none",
+        );
+        refused("<domain><name>a\0</name></domain>", "NUL");
+        refused(
+            "<!DOCTYPE d [<!ENTITY a 'b'>]><domain><name>&a;</name></domain>",
+            "DOCTYPE",
+        );
+    }
+
+    #[test]
+    fn size_number_and_nesting_are_bounded() {
+        assert_eq!(
+            parse(&"x".repeat(MAX_XML + 1)).unwrap_err().code,
+            Code::TooLarge
+        );
+        let deep = format!("{}{}", "<a>".repeat(17_000), "</a>".repeat(17_000));
+        refused(&deep, "nested more than");
+        refused(&"<a>".repeat(40_000), "cannot be used");
+        refused(
+            &format!("<domain><name>a</name>{}</domain>", "<b/>".repeat(25_000)),
+            "more than 20000 elements",
+        );
+        let fine = format!(
+            "<domain><name>a</name>{}{}</domain>",
+            "<b>".repeat(90),
+            "</b>".repeat(90)
+        );
+        assert!(parse(&fine).is_ok());
+        let wide = format!(
+            "<domain><name>a</name>{}</domain>",
+            "<b><c/></b>".repeat(5_000)
+        );
+        assert!(parse(&wide).is_ok());
+    }
+}

@@ -1,0 +1,568 @@
+//! The seam between "may" and "do": one match, one arm a verb. A grant comes in and is used up.
+
+use std::{path::PathBuf, sync::Arc};
+
+use glob::Pattern;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use uuid::Uuid;
+use xman_common::protocol::{
+    Ask, Code, Dmesg, DomainRow, Fault, Identity, Item, JobRow, JobState, List, Migrate, Progress,
+    Reply, Request, Verb,
+};
+use xman_policy::{Grant, Query, Subject, Verdict};
+
+use crate::{
+    Host,
+    caller::{Caller, Outcome, Piece},
+    clock::{now_ms, seconds},
+    dmesg,
+    hypervisor::{Facts, Judge, NewDomain, Target, XmlJudge},
+};
+
+/// Rows in one frame: with the longest names they still fit it.
+const ROWS_A_FRAME: usize = 100;
+/// Bytes of text in one frame.
+const TEXT_A_FRAME: usize = 32 * 1024;
+/// Pieces of a log that wait for the connection.
+const LOG_AHEAD: usize = 16;
+
+/// What a call has to work with.
+pub(crate) struct Work {
+    pub(crate) caller: Caller,
+    /// What the verdict rested on, where the request is about a domain.
+    pub(crate) facts: Option<Facts>,
+    pub(crate) deadline: Instant,
+    pub(crate) id: Uuid,
+    pub(crate) hypervisor: Option<String>,
+    pub(crate) outbox: mpsc::Sender<Piece>,
+    pub(crate) host: Arc<Host>,
+}
+
+/// Carries out what was granted.
+pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outcome {
+    if grant.verb() != request.verb()
+        || grant.domain().map(|(uuid, _)| uuid) != work.facts.as_ref().map(|facts| facts.uuid)
+    {
+        return Err(Fault::new(
+            Code::Internal,
+            "the grant is for something else",
+        ));
+    }
+    let host = Arc::clone(&work.host);
+    let hypervisors = &host.hypervisors;
+    let deadline = work.deadline;
+    let hypervisor = work.hypervisor.as_deref();
+    match request {
+        Request::Whoami(_) => Ok(Reply::Whoami(whoami(&grant, &work))),
+        Request::List(list) => send_rows(&list, &work).await,
+        Request::Info(_) => Ok(Reply::Info(hypervisors.info())),
+        Request::Dmesg(dmesg) => messages(&dmesg, &work).await,
+        Request::Describe(describe) => {
+            let xml = hypervisors
+                .describe(
+                    work.target(Verb::Describe)?,
+                    describe.inactive,
+                    false,
+                    deadline,
+                )
+                .await?;
+            work.send_text(&xml).await
+        }
+        Request::DescribeSecrets(describe) => {
+            let xml = hypervisors
+                .describe(
+                    work.target(Verb::DescribeSecrets)?,
+                    describe.inactive,
+                    true,
+                    deadline,
+                )
+                .await?;
+            work.send_text(&xml).await
+        }
+        Request::Create(create) => {
+            let judge = work.xml_judge(Verb::Create);
+            hypervisors
+                .create(
+                    hypervisor,
+                    create.xml,
+                    create.define,
+                    create.paused,
+                    judge,
+                    deadline,
+                )
+                .await
+                .map(Reply::Domain)
+        }
+        Request::Define(define) => {
+            let judge = work.xml_judge(Verb::Define);
+            hypervisors
+                .define(hypervisor, define.xml, define.replaces, judge, deadline)
+                .await
+                .map(Reply::Domain)
+        }
+        Request::Undefine(undefine) => {
+            let target = work.target(Verb::Undefine)?;
+            let (name, uuid) = (target.facts.name.clone(), target.facts.uuid);
+            hypervisors
+                .undefine(
+                    target,
+                    undefine.discard_saved,
+                    undefine.discard_nvram,
+                    deadline,
+                )
+                .await?;
+            Ok(Reply::Gone { name, uuid })
+        }
+        Request::Start(start) => hypervisors
+            .start_domain(work.target(Verb::Start)?, start.paused, deadline)
+            .await
+            .map(Reply::Domain),
+        Request::Destroy(_) => hypervisors
+            .destroy(work.target(Verb::Destroy)?, deadline)
+            .await
+            .map(Reply::Domain),
+        Request::Reboot(Ask { wait, force, .. }) => hypervisors
+            .reboot(work.target(Verb::Reboot)?, wait, force, deadline)
+            .await
+            .map(Reply::Domain),
+        Request::Shutdown(Ask { wait, force, .. }) => hypervisors
+            .shutdown(work.target(Verb::Shutdown)?, wait, force, deadline)
+            .await
+            .map(Reply::Domain),
+        Request::Pause(_) => hypervisors
+            .pause(work.target(Verb::Pause)?, deadline)
+            .await
+            .map(Reply::Domain),
+        Request::Unpause(_) => hypervisors
+            .unpause(work.target(Verb::Unpause)?, deadline)
+            .await
+            .map(Reply::Domain),
+        Request::MemSet(set) => {
+            let domain = hypervisors
+                .mem_set(work.target(Verb::MemSet)?, &set, deadline)
+                .await?;
+            Ok(Reply::Memory {
+                domain,
+                asked_kib: set.kib,
+            })
+        }
+        Request::VcpuSet(set) => hypervisors
+            .vcpu_set(work.target(Verb::VcpuSet)?, &set, deadline)
+            .await
+            .map(Reply::Domain),
+        Request::Migrate(migrate) => move_away(migrate, &work).await.map(Reply::Job),
+        Request::MigrateAbort(_) => hypervisors
+            .migrate_abort(work.target(Verb::MigrateAbort)?, deadline)
+            .await
+            .map(|()| Reply::Done),
+        Request::JobList(_) => {
+            let jobs = host
+                .jobs
+                .all(&host.store)
+                .await
+                .map_err(|error| Fault::new(Code::Unavailable, error.to_string()))?;
+            let jobs: Vec<Item> = jobs
+                .into_iter()
+                .filter(|job| may_see(&grant, &work, job))
+                .map(Item::Job)
+                .collect();
+            for piece in jobs.chunks(ROWS_A_FRAME) {
+                work.send(Piece::Items(piece.to_vec())).await?;
+            }
+            Ok(Reply::Done)
+        }
+        Request::JobWait(on) => follow_job(&grant, on.job, &work).await.map(Reply::Job),
+        Request::JobCancel(on) => match host.jobs.find(on.job) {
+            Some(job) if may_see(&grant, &work, &job.row) => {
+                let target = Target {
+                    facts: job.facts,
+                    judge: work.judge(Verb::JobCancel),
+                };
+                hypervisors
+                    .migrate_abort(target, deadline)
+                    .await
+                    .map(|()| Reply::Done)
+            }
+            Some(_) | None => Err(no_such_job(on.job)),
+        },
+    }
+}
+
+/// Returns the arguments that matter, as the audit shows them. XML is named by its size: it can hold secrets.
+pub(crate) fn arguments(request: &Request) -> String {
+    let flag = |name: &'static str, on: bool| if on { name } else { "" };
+    let words = match request {
+        Request::Whoami(_)
+        | Request::Info(_)
+        | Request::JobList(_)
+        | Request::Destroy(_)
+        | Request::Pause(_)
+        | Request::Unpause(_)
+        | Request::MigrateAbort(_) => vec![],
+        Request::List(list) => {
+            let states: Vec<_> = list.states.iter().map(|state| state.name()).collect();
+            vec![list.patterns.join(" "), states.join(",")]
+        }
+        Request::Dmesg(dmesg) => vec![flag("follow", dmesg.follow).to_owned()],
+        Request::Describe(describe) | Request::DescribeSecrets(describe) => {
+            vec![flag("inactive", describe.inactive).to_owned()]
+        }
+        Request::Create(create) => {
+            vec![
+                format!("xml={}B", create.xml.len()),
+                flag("define", create.define).to_owned(),
+                flag("paused", create.paused).to_owned(),
+            ]
+        }
+        Request::Define(define) => {
+            vec![
+                format!("xml={}B", define.xml.len()),
+                flag("replaces", define.replaces.is_some()).to_owned(),
+            ]
+        }
+        Request::Undefine(undefine) => vec![
+            flag("discard-saved", undefine.discard_saved).to_owned(),
+            flag("discard-nvram", undefine.discard_nvram).to_owned(),
+        ],
+        Request::Start(start) => vec![flag("paused", start.paused).to_owned()],
+        Request::Reboot(ask) | Request::Shutdown(ask) => vec![
+            flag("wait", ask.wait).to_owned(),
+            flag("force", ask.force).to_owned(),
+        ],
+        Request::MemSet(set) => {
+            vec![
+                format!("{}KiB", set.kib),
+                flag("config", set.config).to_owned(),
+                flag("max", set.maximum).to_owned(),
+            ]
+        }
+        Request::VcpuSet(set) => {
+            vec![
+                set.count.to_string(),
+                flag("config", set.config).to_owned(),
+                flag("max", set.maximum).to_owned(),
+            ]
+        }
+        Request::Migrate(migrate) => vec![
+            format!("to={}", migrate.destination),
+            migrate
+                .bandwidth
+                .map(|mib| format!("bandwidth={mib}MiB/s"))
+                .unwrap_or_default(),
+            migrate
+                .downtime_ms
+                .map(|ms| format!("downtime={ms}ms"))
+                .unwrap_or_default(),
+        ],
+        Request::JobWait(on) | Request::JobCancel(on) => vec![format!("job={}", on.job)],
+    };
+    words
+        .into_iter()
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+impl Work {
+    /// The domain that was judged, with the question to ask again in its lane if it is no longer what it was.
+    fn target(&self, verb: Verb) -> Result<Target, Fault> {
+        match &self.facts {
+            Some(facts) => Ok(Target {
+                facts: facts.clone(),
+                judge: self.judge(verb),
+            }),
+            None => Err(Fault::new(
+                Code::Internal,
+                "a verb on a domain came without one",
+            )),
+        }
+    }
+
+    fn judge(&self, verb: Verb) -> Judge {
+        let (host, caller) = (Arc::clone(&self.host), self.caller.clone());
+        Arc::new(move |facts| ask_again(&host, &caller, verb, Subject::Domain(facts.into())))
+    }
+
+    fn xml_judge(&self, verb: Verb) -> XmlJudge {
+        let (host, caller) = (Arc::clone(&self.host), self.caller.clone());
+        Arc::new(move |new: &NewDomain, existing: Option<&Facts>| {
+            ask_again(
+                &host,
+                &caller,
+                verb,
+                Subject::NewDomain {
+                    name: &new.name,
+                    uuid: new.uuid,
+                },
+            )?;
+            match existing {
+                Some(facts) => ask_again(&host, &caller, verb, Subject::Domain(facts.into())),
+                None => Ok(()),
+            }
+        })
+    }
+
+    async fn send(&self, piece: Piece) -> Result<(), Fault> {
+        self.outbox
+            .send(piece)
+            .await
+            .map_err(|_| Fault::new(Code::Unavailable, "the caller is gone"))
+    }
+
+    async fn send_text(&self, text: &str) -> Outcome {
+        let mut rest = text;
+        while !rest.is_empty() {
+            let mut end = rest.len().min(TEXT_A_FRAME);
+            while !rest.is_char_boundary(end) {
+                end -= 1;
+            }
+            let (piece, tail) = rest.split_at(end);
+            self.send(Piece::Items(vec![Item::Text(piece.to_owned())]))
+                .await?;
+            rest = tail;
+        }
+        Ok(Reply::Done)
+    }
+}
+
+fn ask_again(host: &Host, caller: &Caller, verb: Verb, on: Subject<'_>) -> Result<(), Fault> {
+    host.reread_policy();
+    match host.policy.decide(&Query {
+        principal: &caller.principal,
+        verb,
+        on,
+        peer: caller.address,
+    }) {
+        Verdict::Allow(_) => Ok(()),
+        Verdict::Deny(_) => Err(Fault::denied()),
+    }
+}
+
+fn whoami(grant: &Grant, work: &Work) -> Identity {
+    let allowed = |verb: &Verb, on| {
+        let query = Query {
+            principal: &work.caller.principal,
+            verb: *verb,
+            on,
+            peer: work.caller.address,
+        };
+        matches!(work.host.policy.decide(&query), Verdict::Allow(_))
+    };
+    Identity {
+        principal: work.caller.principal.clone(),
+        until: seconds(work.caller.until),
+        verbs: Verb::ALL
+            .iter()
+            .filter(|verb| allowed(verb, Subject::Host) || allowed(verb, Subject::UnknownDomain))
+            .map(ToString::to_string)
+            .collect(),
+        rule: grant.rule().to_owned(),
+        session: work.caller.session.clone(),
+    }
+}
+
+async fn send_rows(list: &List, work: &Work) -> Outcome {
+    let wanted = Wanted::new(list)?;
+    // An empty answer would be taken for a host without domains.
+    if let Some(why) = work.host.hypervisors.unread(work.hypervisor.as_deref()) {
+        return Err(Fault::new(
+            Code::Unavailable,
+            format!("nothing is known of the domains yet: {why}"),
+        ));
+    }
+    let may_view = |facts: &Facts| {
+        let on = Subject::Domain(facts.into());
+        let query = Query {
+            principal: &work.caller.principal,
+            verb: Verb::List,
+            on,
+            peer: work.caller.address,
+        };
+        matches!(work.host.policy.decide(&query), Verdict::Allow(_))
+    };
+    let mut rows = work
+        .host
+        .hypervisors
+        .rows()
+        .into_iter()
+        .filter(|(facts, row)| {
+            work.hypervisor
+                .as_ref()
+                .is_none_or(|uri| *uri == row.hypervisor)
+                && wanted.takes(row)
+                && may_view(facts)
+        })
+        .map(|(_, row)| Item::Domain(row))
+        .peekable();
+    while rows.peek().is_some() {
+        let piece = rows.by_ref().take(ROWS_A_FRAME).collect();
+        work.send(Piece::Items(piece)).await?;
+    }
+    Ok(Reply::Done)
+}
+
+/// The filter of a list.
+struct Wanted<'a> {
+    patterns: Vec<Pattern>,
+    uuids: Vec<Uuid>,
+    list: &'a List,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(list: &'a List) -> Result<Self, Fault> {
+        let mut patterns = Vec::new();
+        let mut uuids = Vec::new();
+        for text in &list.patterns {
+            match Uuid::try_parse(text) {
+                Ok(uuid) => uuids.push(uuid),
+                Err(_) => patterns.push(Pattern::new(text).map_err(|error| {
+                    Fault::new(Code::BadRequest, format!("'{text}' is no pattern: {error}"))
+                })?),
+            }
+        }
+        Ok(Self {
+            patterns,
+            uuids,
+            list,
+        })
+    }
+
+    fn takes(&self, row: &DomainRow) -> bool {
+        let by_name = self.list.patterns.is_empty()
+            || self.uuids.contains(&row.uuid)
+            || self
+                .patterns
+                .iter()
+                .any(|pattern| pattern.matches(row.name.as_str()));
+        by_name && (self.list.states.is_empty() || self.list.states.contains(&row.state))
+    }
+}
+
+async fn messages(asked: &Dmesg, work: &Work) -> Outcome {
+    let follow = asked.follow;
+    let (pieces, mut incoming) = mpsc::channel::<Result<String, Fault>>(LOG_AHEAD);
+    // Owns the receiver: when the caller is gone the reader has nobody to read for, and ends.
+    let sending = async move {
+        while let Some(piece) = incoming.recv().await {
+            let piece = piece?;
+            work.send_text(&piece).await?;
+        }
+        Ok(Reply::Done)
+    };
+    let hypervisor = work
+        .hypervisor
+        .as_ref()
+        .or(work.host.config.hypervisors.first());
+    let ((), sent) = match &work.facts {
+        Some(facts) => tokio::join!(dmesg::file(log_file(facts, work)?, pieces, follow), sending),
+        None if hypervisor.is_some_and(|uri| uri.starts_with("xen")) => {
+            tokio::join!(dmesg::xen(pieces, follow), sending)
+        }
+        None => tokio::join!(dmesg::kernel(pieces, follow), sending),
+    };
+    sent
+}
+
+fn log_file(facts: &Facts, work: &Work) -> Result<PathBuf, Fault> {
+    work.host.hypervisors.log_file(facts).ok_or_else(|| {
+        Fault::new(
+            Code::Unsupported,
+            format!(
+                "the hypervisor of '{}' keeps no log of its own for it",
+                facts.name
+            ),
+        )
+    })
+}
+
+async fn move_away(migrate: Migrate, work: &Work) -> Result<JobRow, Fault> {
+    let host = &work.host;
+    let target = work.target(Verb::Migrate)?;
+    let uri = host.config.migration_uri(&migrate.destination).ok_or_else(|| {
+        let there = &migrate.destination;
+        Fault::new(Code::Refused, format!("{there} is no migration peer of this host; its administrator lists peers in [migration] of xmand.toml"))
+    })?;
+    let facts = target.facts.clone();
+    let row = JobRow {
+        id: work.id,
+        principal: work.caller.principal.clone(),
+        verb: Verb::Migrate.to_string(),
+        domain: facts.name.clone(),
+        uuid: facts.uuid,
+        detail: format!("to {}", migrate.destination),
+        state: JobState::Running,
+        result: String::new(),
+        began_ms: now_ms(),
+        ended_ms: None,
+        progress: None,
+    };
+    let moved = host.jobs.run(&host.store, row, facts, |progress| async {
+        let watched = progress.subscribe();
+        let moving = host.hypervisors.migrate(
+            target,
+            uri,
+            migrate.bandwidth,
+            migrate.downtime_ms,
+            progress,
+        );
+        tokio::pin!(moving);
+        tokio::select! {
+            moved = &mut moving => moved,
+            () = pass_on(watched, work) => moving.await,
+        }
+    });
+    moved.await
+}
+
+/// Sends progress as long as somebody listens; a caller that hung up is not waited for.
+async fn pass_on(mut progress: watch::Receiver<Option<Progress>>, work: &Work) {
+    while progress.changed().await.is_ok() {
+        let now = progress.borrow_and_update().clone();
+        if let Some(now) = now
+            && let Err(mpsc::error::TrySendError::Closed(_)) =
+                work.outbox.try_send(Piece::Progress(now))
+        {
+            return;
+        }
+    }
+}
+
+async fn follow_job(grant: &Grant, id: Uuid, work: &Work) -> Result<JobRow, Fault> {
+    let host = &work.host;
+    if let Some(mut job) = host
+        .jobs
+        .find(id)
+        .filter(|job| may_see(grant, work, &job.row))
+    {
+        let ended = tokio::select! {
+            ended = job.ended.wait_for(Option::is_some) => ended.ok().and_then(|row| row.clone()),
+            () = async { pass_on(job.progress, work).await; std::future::pending().await } => None,
+        };
+        if let Some(row) = ended {
+            return Ok(row);
+        }
+    }
+    let jobs = host
+        .jobs
+        .all(&host.store)
+        .await
+        .map_err(|error| Fault::new(Code::Unavailable, error.to_string()))?;
+    jobs.into_iter()
+        .find(|job| job.id == id && may_see(grant, work, job))
+        .ok_or_else(|| no_such_job(id))
+}
+
+/// A job is its principal's and the administrators'.
+fn may_see(grant: &Grant, work: &Work, job: &JobRow) -> bool {
+    grant.administrator() || job.principal == work.caller.principal
+}
+
+fn no_such_job(id: Uuid) -> Fault {
+    Fault::new(
+        Code::NotFound,
+        format!("there is no job {id} here that is yours; `rxm job list` shows those there are"),
+    )
+}

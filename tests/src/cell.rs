@@ -1,0 +1,265 @@
+//! A cell: namespaces of mounts, hostname, processes and (if wanted) network that live as long as one child
+//! process does. When the cell goes, so do all processes in it, also those that daemonized themselves, and
+//! all interfaces.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use crate::child::{PATIENCE, Process, bare_command, command, eventually, program, run};
+use crate::scratch::Scratch;
+
+/// The first process of a cell. It inherits every orphan there and must reap them: libvirt waits until
+/// a guest that it ended is really gone.
+const INIT: &str = r#"
+set -e
+name=$1 folder=$2
+hostname "$name"
+for path in /etc/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt /run; do
+    if [ -d "$path" ]; then
+        mkdir -p "$folder$path"
+        mount --bind "$folder$path" "$path"
+    fi
+done
+mount --bind "$folder/etc/hosts" /etc/hosts
+if [ "$3" = network ]; then ip link set lo up; fi
+echo ready
+set +e
+trap : CHLD
+while :; do
+    sleep 100000 &
+    wait $!
+    kill $! 2> /dev/null
+done
+"#;
+
+/// The names that cells on one wire have; number 254 is the desk, from which people call them.
+const HOSTS: &str = "127.0.0.1 localhost
+10.77.0.1 alpha alpha.xman.test
+10.77.0.2 beta beta.xman.test
+10.77.0.3 gamma gamma.xman.test
+10.77.0.254 desk desk.xman.test
+";
+
+/// A machine inside the machine: own hostname, own process ids, and private folders for libvirt.
+#[derive(Debug)]
+pub struct Cell {
+    name: String,
+    init: u32,
+    network: bool,
+    unshare: Process,
+    folder: PathBuf,
+    /// There until the cell is dropped.
+    scratch: Option<Scratch>,
+}
+
+impl Cell {
+    /// Opens a cell that shares the machine's network.
+    #[track_caller]
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self::open(name, false)
+    }
+
+    /// Opens a cell with a network of its own, of which so far only loopback is up.
+    #[track_caller]
+    #[must_use]
+    pub fn with_network(name: &str) -> Self {
+        Self::open(name, true)
+    }
+
+    #[track_caller]
+    fn open(name: &str, network: bool) -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "cells need root: run the tests as root"
+        );
+        let scratch = Scratch::new("cell");
+        scratch.write("etc/hosts", HOSTS);
+        let mut unshare = command("unshare");
+        unshare.args([
+            "--mount",
+            "--uts",
+            "--pid",
+            "--mount-proc",
+            "--fork",
+            "--kill-child=KILL",
+        ]);
+        if network {
+            unshare.arg("--net");
+        }
+        unshare
+            .arg(program("bash"))
+            .args(["-c", INIT, "init", name])
+            .arg(scratch.path());
+        unshare.arg(if network { "network" } else { "" });
+        let mut unshare = Process::start(unshare);
+        let ready = unshare
+            .stdout()
+            .find(PATIENCE, |said| said.contains("ready").then_some(()));
+        if ready.is_none() {
+            panic!(
+                "the cell {name} does not open: {:?} {}",
+                unshare.outcome(),
+                unshare.stderr().text()
+            );
+        }
+        let init = only_child(unshare.pid()).expect("unshare has forked the cell's first process");
+        let folder = scratch.path().to_owned();
+        Self {
+            name: name.to_owned(),
+            init,
+            network,
+            unshare,
+            folder,
+            scratch: Some(scratch),
+        }
+    }
+
+    /// Returns the cell's hostname.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns whether the cell has a network of its own.
+    #[must_use]
+    pub fn has_network(&self) -> bool {
+        self.network
+    }
+
+    /// Returns the folder, seen from outside, under which the cell's private folders lie.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Returns where a path like `/run/...` or `/etc/libvirt/...` of the cell lies, seen from outside.
+    #[must_use]
+    pub fn outside(&self, path: &str) -> PathBuf {
+        self.folder.join(path.trim_start_matches('/'))
+    }
+
+    /// Returns the words that, before a command, make it run in the cell: its files, hostname and network. The
+    /// command keeps the process id it has outside, and dies with the test binary.
+    #[must_use]
+    pub fn entrance(&self) -> Vec<String> {
+        let mut words = vec![program("nsenter").display().to_string()];
+        words.extend([
+            format!("--target={}", self.init),
+            "--mount".into(),
+            "--uts".into(),
+        ]);
+        if self.network {
+            words.push("--net".into());
+        }
+        words.push("--".into());
+        words
+    }
+
+    /// Returns a command that runs an installed program in the cell.
+    #[track_caller]
+    #[must_use]
+    pub fn command(&self, name: &str) -> Command {
+        let mut command = self.command_bare(&program(name));
+        command
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("LC_ALL", "C");
+        command
+    }
+
+    /// Returns a command that runs an executable in the cell with an empty environment.
+    #[track_caller]
+    #[must_use]
+    pub fn command_bare(&self, executable: &Path) -> Command {
+        let mut words = self.entrance().into_iter();
+        let mut command = bare_command(Path::new(&words.next().unwrap_or_default()));
+        command.args(words).arg(executable);
+        command
+    }
+
+    /// Starts an installed program as a process of the cell, so that all it ever forks dies with the cell.
+    /// Returns the handle on its output and the process id outside.
+    #[track_caller]
+    #[must_use]
+    pub fn start_within(&self, name: &str, args: &[&str]) -> (Process, u32) {
+        let mut nsenter = command("nsenter");
+        nsenter
+            .arg(format!("--target={}", self.init))
+            .args(["--mount", "--uts", "--pid"]);
+        if self.network {
+            nsenter.arg("--net");
+        }
+        nsenter.arg("--").arg(program(name)).args(args);
+        nsenter.env("HOME", &self.folder);
+        let mut process = Process::start(nsenter);
+        let pid = eventually("nsenter forks into the cell", PATIENCE, || {
+            if let Some(outcome) = process.outcome() {
+                panic!("{name} gave up: {outcome}");
+            }
+            only_child(process.pid())
+        });
+        (process, pid)
+    }
+
+    /// Plugs the cell into a wire with the address 10.77.0.`number`.
+    #[track_caller]
+    pub(crate) fn plug_into(&self, wire: &Self, number: u8) {
+        let link = format!("port{number}");
+        let host = self.init.to_string();
+        wire.ip(&[
+            "link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &host,
+        ]);
+        wire.ip(&["link", "set", &link, "master", "labbr"]);
+        wire.ip(&["link", "set", &link, "up"]);
+        self.ip(&[
+            "address",
+            "add",
+            &format!("10.77.0.{number}/24"),
+            "dev",
+            "eth0",
+        ]);
+        self.ip(&["link", "set", "eth0", "up"]);
+    }
+
+    /// Runs iproute2's `ip` on the cell's network.
+    #[track_caller]
+    pub fn ip(&self, args: &[&str]) {
+        // Not in the cell's files: its /proc does not know the process ids by which cells are plugged together.
+        let mut nsenter = command("nsenter");
+        nsenter
+            .arg(format!("--target={}", self.init))
+            .args(["--net", "--"]);
+        nsenter.arg(program("ip")).args(args);
+        run(nsenter, b"", Duration::from_secs(10)).success();
+    }
+}
+
+impl Drop for Cell {
+    fn drop(&mut self) {
+        self.unshare.kill();
+        let Some(scratch) = self.scratch.take() else {
+            return;
+        };
+        let init = PathBuf::from(format!("/proc/{}", self.init));
+        // Everything in the cell is killed by now, but the kernel takes a second or two over libvirtd's sockets.
+        // Nobody has to wait for that: the folder goes when the processes are gone.
+        thread::spawn(move || {
+            let gone = || {
+                let state = std::fs::read_to_string(init.join("stat")).unwrap_or_default();
+                state.is_empty() || state.contains(") Z ")
+            };
+            while !gone() {
+                thread::sleep(Duration::from_millis(50));
+            }
+            drop(scratch);
+        });
+    }
+}
+
+/// Returns the only child of a process.
+fn only_child(pid: u32) -> Option<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}

@@ -1,0 +1,273 @@
+//! A private libvirtd with its virtlogd, alone or two of them on one wire.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::process::Signal;
+
+use crate::capabilities;
+use crate::cell::Cell;
+use crate::child::{Outcome, PATIENCE, Process, eventually, run, signal_pid};
+use crate::guest::Guest;
+use crate::realm::Realm;
+
+/// A libvirtd in a cell of its own: it shares nothing with the machine's libvirt, and all its guests die with it.
+#[derive(Debug)]
+pub struct Libvirtd {
+    daemon: Option<(Process, u32)>,
+    _virtlogd: (Process, u32),
+    desk: Option<Arc<Cell>>,
+    cell: Cell,
+}
+
+impl Libvirtd {
+    /// Starts one without network and waits until it answers.
+    #[track_caller]
+    #[must_use]
+    pub fn new() -> Self {
+        Self::inside(Cell::new("solo"), &[], None)
+    }
+
+    #[track_caller]
+    fn inside(cell: Cell, args: &[&str], desk: Option<Arc<Cell>>) -> Self {
+        write_config(&cell);
+        let cache = cell.outside("/var/cache/libvirt/qemu/capabilities");
+        let known = capabilities::lend(&cache);
+        let virtlogd = cell.start_within("virtlogd", &[]);
+        let mut libvirtd = Self {
+            daemon: None,
+            _virtlogd: virtlogd,
+            desk,
+            cell,
+        };
+        libvirtd.start_with(args);
+        if !known {
+            // libvirt probes when first asked, not when it starts.
+            libvirtd.virsh(&["capabilities"]).success();
+            capabilities::keep(&cache);
+        }
+        libvirtd
+    }
+
+    /// Runs virsh in the cell, on `qemu:///system`.
+    #[track_caller]
+    pub fn virsh(&self, args: &[&str]) -> Outcome {
+        let mut virsh = self.cell.command("virsh");
+        virsh
+            .args(["-q", "-c", "qemu:///system"])
+            .args(args)
+            .env("HOME", self.cell.folder());
+        run(virsh, b"", PATIENCE)
+    }
+
+    /// Defines a guest.
+    #[track_caller]
+    pub fn define(&self, guest: &Guest) {
+        self.virsh(&["define", &guest.file()]).success();
+    }
+
+    /// Defines a guest, starts it, and waits until it counts if it is one that boots.
+    #[track_caller]
+    pub fn run(&self, guest: &Guest) {
+        self.define(guest);
+        self.virsh(&["start", guest.name()]).success();
+        guest.wait_until_up();
+    }
+
+    /// Returns virsh's word for the state of a domain: `running`, `paused`, `shut off`; empty without the domain.
+    #[track_caller]
+    #[must_use]
+    pub fn state(&self, name: &str) -> String {
+        self.virsh(&["domstate", name]).stdout().trim().to_owned()
+    }
+
+    /// Waits until a domain is in this state, in virsh's words.
+    #[track_caller]
+    pub fn wait_state(&self, name: &str, state: &str) {
+        eventually(&format!("{name} is {state}"), PATIENCE, || {
+            (self.state(name) == state).then_some(())
+        });
+    }
+
+    /// Returns one line of `virsh dominfo`, e.g. `Used memory` or `CPU(s)`.
+    #[track_caller]
+    #[must_use]
+    pub fn dominfo(&self, name: &str, key: &str) -> String {
+        let info = self.virsh(&["dominfo", name]).success().stdout();
+        let line = info
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        line.unwrap_or_else(|| panic!("no {key:?} in:\n{info}"))
+            .trim()
+            .to_owned()
+    }
+
+    /// Returns the URI by which a process outside of the cell reaches this libvirtd.
+    #[must_use]
+    pub fn outside_uri(&self) -> String {
+        let socket = self.cell.outside("/run/libvirt/libvirt-sock");
+        format!("qemu+unix:///system?socket={}", socket.display())
+    }
+
+    /// Returns the cell.
+    #[must_use]
+    pub fn cell(&self) -> &Cell {
+        &self.cell
+    }
+
+    /// Returns the cell in which callers of this host sit, if it has a network of its own.
+    #[must_use]
+    pub fn desk(&self) -> Option<&Cell> {
+        self.desk.as_deref()
+    }
+
+    /// Returns the process id of libvirtd.
+    #[track_caller]
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().expect("libvirtd was started").1
+    }
+
+    /// Makes libvirtd hang (SIGSTOP): it accepts connections and never answers. Guests go on.
+    pub fn freeze(&self) {
+        signal_pid(self.pid(), Signal::STOP);
+    }
+
+    /// Lets libvirtd go on (SIGCONT).
+    pub fn thaw(&self) {
+        signal_pid(self.pid(), Signal::CONT);
+        self.thaw_nsenter();
+    }
+
+    /// nsenter stops itself when its child is stopped, and would not notice the child's end.
+    fn thaw_nsenter(&self) {
+        if let Some((process, _)) = &self.daemon {
+            process.signal(Signal::CONT);
+        }
+    }
+
+    /// Kills libvirtd as a crash does; guests go on.
+    #[track_caller]
+    pub fn kill9(&mut self) {
+        self.thaw_nsenter();
+        let (mut process, pid) = self.daemon.take().expect("libvirtd was started");
+        signal_pid(pid, Signal::KILL);
+        let _ = process.wait(PATIENCE);
+    }
+
+    /// Stops libvirtd as an administrator does; guests go on.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        let (mut process, pid) = self.daemon.take().expect("libvirtd was started");
+        signal_pid(pid, Signal::TERM);
+        let _ = process.wait(PATIENCE);
+    }
+
+    /// Starts libvirtd again after [`Libvirtd::stop`] or [`Libvirtd::kill9`] and waits until it answers.
+    #[track_caller]
+    pub fn start(&mut self) {
+        let listen: &[&str] = if self.cell.has_network() {
+            &["--listen"]
+        } else {
+            &[]
+        };
+        self.start_with(listen);
+    }
+
+    #[track_caller]
+    fn start_with(&mut self, args: &[&str]) {
+        assert!(self.daemon.is_none(), "libvirtd runs already");
+        self.daemon = Some(self.cell.start_within("libvirtd", args));
+        let socket = self.cell.outside("/run/libvirt/libvirt-sock");
+        eventually("libvirtd answers", PATIENCE, || {
+            let (process, _) = self.daemon.as_mut().expect("just started");
+            if let Some(outcome) = process.outcome() {
+                panic!("libvirtd gave up: {outcome}");
+            }
+            (socket.exists() && self.virsh(&["uri"]).is_success()).then_some(())
+        });
+    }
+}
+
+impl Default for Libvirtd {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Two machines on one wire, each with its libvirtd, and a desk from which people call them.
+#[derive(Debug)]
+pub struct Hosts {
+    /// 10.77.0.1
+    pub alpha: Libvirtd,
+    /// 10.77.0.2
+    pub beta: Libvirtd,
+    _kdc: Process,
+    desk: Arc<Cell>,
+}
+
+impl Hosts {
+    /// Opens both machines, whose libvirtds reach each other over TCP without authentication, and lets the desk
+    /// reach the realm's KDC.
+    #[track_caller]
+    #[must_use]
+    pub fn pair(realm: &Realm) -> Self {
+        let desk = Arc::new(Cell::with_network("desk"));
+        desk.ip(&["link", "add", "labbr", "type", "bridge"]);
+        desk.ip(&["address", "add", "10.77.0.254/24", "dev", "labbr"]);
+        desk.ip(&["link", "set", "labbr", "up"]);
+        let kdc = realm.serve_in(&desk);
+        let machine = |name: &str, number: u8| {
+            let cell = Cell::with_network(name);
+            cell.plug_into(&desk, number);
+            Libvirtd::inside(cell, &["--listen"], Some(Arc::clone(&desk)))
+        };
+        Self {
+            alpha: machine("alpha", 1),
+            beta: machine("beta", 2),
+            _kdc: kdc,
+            desk: Arc::clone(&desk),
+        }
+    }
+
+    /// Returns the cell at which people sit, with a network interface on the wire.
+    #[must_use]
+    pub fn desk(&self) -> &Cell {
+        &self.desk
+    }
+}
+
+fn write_config(cell: &Cell) {
+    let write = |path: &str, text: &str| {
+        let path = cell.outside(path);
+        fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).expect("our own folder");
+        fs::write(path, text).expect("our own folder");
+    };
+    let uuid = uuid::Uuid::new_v4();
+    write(
+        "/etc/libvirt/libvirtd.conf",
+        &format!(
+            "host_uuid = \"{uuid}\"
+unix_sock_group = \"root\"
+auth_unix_ro = \"none\"
+auth_unix_rw = \"none\"
+listen_tls = 0
+listen_tcp = {}
+auth_tcp = \"none\"
+",
+            u8::from(cell.has_network())
+        ),
+    );
+    write("/etc/libvirt/qemu.conf", QEMU_CONF);
+}
+
+/// Guests run as root and unconfined: their files lie in folders that only the lab knows.
+pub(crate) const QEMU_CONF: &str = "user = \"root\"
+group = \"root\"
+dynamic_ownership = 0
+remember_owner = 0
+security_driver = \"none\"
+namespaces = []
+cgroup_controllers = []
+";

@@ -1,0 +1,306 @@
+//! When libvirt hangs, dies, or is not there: xmand answers, nothing is lost, and it finds back by itself.
+
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
+
+use xman_tests::{Guest, Host, Libvirtd, Realm, Records, Scratch, User, eventually, shell};
+
+struct Site {
+    alice: User,
+    host: Host,
+    libvirtd: Libvirtd,
+}
+
+impl Site {
+    #[track_caller]
+    fn with(prepare: impl FnOnce(&Libvirtd)) -> Self {
+        let realm = Realm::shared();
+        let libvirtd = Libvirtd::new();
+        prepare(&libvirtd);
+        let host = Host::builder()
+            .k5login(["alice"])
+            .beside(&libvirtd)
+            .start(realm);
+        let site = Self {
+            alice: realm.user("alice"),
+            host,
+            libvirtd,
+        };
+        site.wait_reached();
+        site
+    }
+
+    #[track_caller]
+    fn wait_reached(&self) {
+        eventually("xmand reaches libvirt", Duration::from_secs(60), || {
+            let info = self
+                .alice
+                .rxm(&self.host, ["-o", "json", "info"])
+                .success()
+                .json();
+            let hypervisor = info.get(0)?.get("hypervisors")?.get(0)?;
+            (hypervisor.get("trouble")?.as_str()?.is_empty()
+                && hypervisor.get("driver")?.as_str()? == "QEMU")
+                .then_some(())
+        });
+    }
+
+    #[track_caller]
+    fn rows(&self) -> Vec<serde_json::Value> {
+        self.alice
+            .rxm(&self.host, ["-o", "json", "list"])
+            .success()
+            .json()
+            .as_array()
+            .unwrap()
+            .clone()
+    }
+}
+
+#[test]
+fn a_thousand_domains_are_listed_in_milliseconds_also_while_libvirtd_is_stopped() {
+    let scratch = Scratch::new("thousand");
+    let mut commands = String::new();
+    let site = Site::with(|libvirtd| {
+        for number in 0..1000 {
+            let guest = Guest::tiny(&format!("d{number:03}"));
+            let file = scratch.write(&format!("{number}.xml"), guest.xml());
+            writeln!(commands, "define {}", file.display()).unwrap();
+        }
+        let script = scratch.write("commands", &commands);
+        let shell = format!("virsh -q -c qemu:///system < {}", script.display());
+        let mut virsh = libvirtd.cell().command("sh");
+        virsh.args(["-c", &shell]);
+        xman_tests::run(virsh, b"", Duration::from_secs(120)).success();
+    });
+    eventually("all are listed", Duration::from_secs(30), || {
+        (site.rows().len() == 1000).then_some(())
+    });
+    site.libvirtd.freeze();
+    let began = Instant::now();
+    let rows = site.rows();
+    let took = began.elapsed();
+    assert_eq!(rows.len(), 1000);
+    assert!(
+        took < Duration::from_secs(2),
+        "a list that waits for nobody took {took:?}"
+    );
+    eventually(
+        "the rows are marked as stale, with their age",
+        Duration::from_secs(60),
+        || {
+            let rows = site.rows();
+            rows.iter()
+                .all(|row| row["stale"] == true && row["age_ms"].as_u64() > Some(0))
+                .then_some(())
+        },
+    );
+    site.libvirtd.thaw();
+    site.wait_reached();
+    eventually("the rows are fresh again", Duration::from_secs(60), || {
+        site.rows()
+            .iter()
+            .all(|row| row["stale"] == false)
+            .then_some(())
+    });
+}
+
+#[test]
+fn a_stopped_libvirtd_delays_a_change_until_its_deadline_and_not_longer() {
+    let guest = Guest::tiny("stuck");
+    let site = Site::with(|libvirtd| libvirtd.run(&guest));
+    site.libvirtd.freeze();
+    let began = Instant::now();
+    let outcome = site.alice.rxm(
+        &site.host,
+        ["--timeout", "3s", "--retries", "1", "pause", "stuck"],
+    );
+    assert!(!outcome.is_success());
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
+    site.alice.rxm(&site.host, ["list"]).success().says("stuck");
+    site.libvirtd.thaw();
+    site.wait_reached();
+    eventually(
+        "what came of it can be seen",
+        Duration::from_secs(30),
+        || {
+            let state = site.libvirtd.state("stuck");
+            (site.rows()[0]["state"] == state.as_str()).then_some(())
+        },
+    );
+    let state = site.libvirtd.state("stuck");
+    let verb = if state == "paused" {
+        "unpause"
+    } else {
+        "pause"
+    };
+    site.alice.rxm(&site.host, [verb, "stuck"]).success();
+}
+
+#[test]
+fn a_killed_libvirtd_is_found_again_and_events_come_again() {
+    let guest = Guest::tiny("survivor");
+    let mut site = Site::with(|libvirtd| libvirtd.run(&guest));
+    site.libvirtd.kill9();
+    eventually("the trouble is told", Duration::from_secs(30), || {
+        let info = site
+            .alice
+            .rxm(&site.host, ["-o", "json", "info"])
+            .success()
+            .json();
+        (!info[0]["hypervisors"][0]["trouble"].as_str()?.is_empty()).then_some(())
+    });
+    site.alice
+        .rxm(&site.host, ["list"])
+        .success()
+        .says("survivor");
+    let outcome = site.alice.rxm(
+        &site.host,
+        ["--timeout", "3s", "--retries", "1", "pause", "survivor"],
+    );
+    assert!(
+        !outcome.is_success() && outcome.stderr().contains("libvirt"),
+        "{}",
+        outcome.stderr()
+    );
+    site.libvirtd.start();
+    site.wait_reached();
+    site.alice.rxm(&site.host, ["pause", "survivor"]).success();
+    assert_eq!(site.libvirtd.state("survivor"), "paused");
+    site.libvirtd.virsh(&["resume", "survivor"]).success();
+    eventually("events come again", Duration::from_secs(8), || {
+        (site.rows()[0]["state"] == "running").then_some(())
+    });
+}
+
+#[test]
+fn xmand_starts_and_answers_while_libvirtd_is_down() {
+    let realm = Realm::shared();
+    let mut libvirtd = Libvirtd::new();
+    libvirtd.kill9();
+    let alice = realm.user("alice");
+    let host = Host::builder()
+        .k5login(["alice"])
+        .beside(&libvirtd)
+        .start(realm);
+    alice.rxm(&host, ["whoami"]).success();
+    for words in [vec!["list"], vec!["start", "localhost/x"]] {
+        let words = ["--retries", "1"].into_iter().chain(words);
+        let outcome = alice.rxm(&host, words);
+        assert!(
+            !outcome.is_success() && outcome.stderr().contains("libvirt"),
+            "{}",
+            outcome.stderr()
+        );
+    }
+    assert!(host.check().stdout().contains("WRONG hypervisor"));
+    libvirtd.start();
+    libvirtd.define(&Guest::tiny("late"));
+    eventually(
+        "it finds libvirt by itself",
+        Duration::from_secs(30),
+        || {
+            alice
+                .rxm(&host, ["list"])
+                .stdout()
+                .contains("late")
+                .then_some(())
+        },
+    );
+}
+
+#[test]
+fn a_domain_that_vanishes_is_not_found_and_not_something_else() {
+    let guest = Guest::tiny("fleeting");
+    let site = Site::with(|libvirtd| libvirtd.define(&guest));
+    site.libvirtd.virsh(&["undefine", "fleeting"]).success();
+    let outcome = site
+        .alice
+        .rxm(&site.host, ["start", &guest.uuid().to_string()])
+        .code(1);
+    assert!(
+        outcome.stderr().contains("fleeting")
+            || outcome.stderr().contains(&guest.uuid().to_string()),
+        "{}",
+        outcome.stderr()
+    );
+    site.alice.rxm(&site.host, ["list"]).success();
+}
+
+#[test]
+fn one_action_twice_at_once_happens_once() {
+    let guest = Guest::tiny("race");
+    let site = Site::with(|libvirtd| libvirtd.define(&guest));
+    let mut both: Vec<_> = (0..2)
+        .map(|_| {
+            site.alice
+                .rxm_call(&site.host, ["--retries", "1", "start", "race"])
+                .spawn()
+        })
+        .collect();
+    let codes: Vec<i32> = both
+        .iter_mut()
+        .map(|start| start.wait(Duration::from_secs(30)).exit_code())
+        .collect();
+    assert!(codes.contains(&0) && codes.contains(&1), "{codes:?}");
+    assert_eq!(site.libvirtd.state("race"), "running");
+}
+
+#[test]
+fn a_full_disk_stops_changes_before_they_begin_and_reads_go_on() {
+    let realm = Realm::shared();
+    let alice = realm.user("alice");
+    let scratch = Scratch::new("full");
+    let disk = scratch.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let path = disk.display().to_string();
+    shell(
+        "mount",
+        &["-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", &path],
+    )
+    .success();
+    let _mounted = Unmount(path.clone());
+    let host = Host::builder()
+        .k5login(["alice"])
+        .uri("test:///default")
+        .config_extra(&format!("state-dir = '{path}/state'"))
+        .start(realm);
+    alice.rxm(&host, ["pause", "test"]).success();
+    let _ = std::fs::write(disk.join("ballast"), vec![0; 2 << 20]);
+    let mut refused = false;
+    for verb in [
+        "unpause", "pause", "unpause", "pause", "unpause", "pause", "unpause", "pause",
+    ] {
+        let outcome = alice.rxm(&host, ["--retries", "1", verb, "test"]);
+        refused |= !outcome.is_success() && outcome.stderr().contains("nothing was begun");
+    }
+    assert!(
+        refused,
+        "a change went on though it could not be written down"
+    );
+    alice.rxm(&host, ["list"]).success();
+    std::fs::remove_file(disk.join("ballast")).unwrap();
+    let state = alice.rxm(&host, ["list"]).stdout();
+    let verb = if state.contains("paused") {
+        "unpause"
+    } else {
+        "pause"
+    };
+    alice.rxm(&host, [verb, "test"]).success();
+    host.audit()
+        .contains(&["outcome=\"unavailable\"", "nothing was begun"]);
+}
+
+struct Unmount(String);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = shell("umount", &["-l", &self.0]);
+    }
+}

@@ -1,0 +1,21 @@
+//! Every test that crosses a process, by topic.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "these are tests"
+)]
+
+mod access;
+mod attack;
+mod audit;
+mod faults;
+mod hostile;
+mod install;
+mod lab;
+mod migration;
+mod operations;
+mod rxm;
+mod stopping;
