@@ -55,6 +55,8 @@ const ROOT: u32 = 0;
 const SOFTWARE: &str = concat!("xmand ", env!("CARGO_PKG_VERSION"));
 /// How long the last audit records may take when xmand ends.
 const LAST_RECORDS: Duration = Duration::from_secs(2);
+/// How long threads may take to end once xmand has nothing left to do.
+const LAST_THREADS: Duration = Duration::from_secs(1);
 /// sysexits.h: something in the configuration is wrong.
 const EX_CONFIG: u8 = 78;
 
@@ -132,8 +134,9 @@ fn main() -> ExitCode {
     } else {
         runtime.block_on(serve(config))
     };
+    // Whoever still holds a credential lets go of it now: libkrb5 aborts in whom it meets after `exit` took its locks away.
     // A libvirt call that never returns must not keep the process.
-    runtime.shutdown_background();
+    runtime.shutdown_timeout(LAST_THREADS);
     ended.unwrap_or_else(|error| complain(&error))
 }
 
