@@ -12,6 +12,10 @@ pub const MAX_PRINCIPAL: usize = 1024;
 pub const MAX_DOMAIN_NAME: usize = 240;
 /// The longest host name accepted, in bytes (RFC 1035).
 pub const MAX_HOST_NAME: usize = 253;
+/// The longest tag accepted, in bytes.
+pub const MAX_TAG: usize = 63;
+/// The longest value of a label accepted, in bytes.
+pub const MAX_LABEL_VALUE: usize = 255;
 
 /// Why a string is not the name it was meant to be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -240,6 +244,62 @@ macro_rules! as_text {
 as_text!(Principal, text);
 as_text!(DomainName, 0);
 as_text!(HostName, 0);
+as_text!(Tag, 0);
+as_text!(LabelValue, 0);
+
+/// A word that rules are written with: a domain's class, the name of a label. Small letters, digits, `.`, `-` and `_`, with a letter or digit in front.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Tag(String);
+
+impl Tag {
+    /// Returns the word.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Tag {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        bounded(text, "tag", MAX_TAG)?;
+        refuse(text, "tag", |c| {
+            !(c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_'))
+        })?;
+        if text.starts_with(['.', '-', '_']) {
+            return Err(BadName::Character {
+                what: "tag's beginning",
+                found: text.chars().take(1).collect(),
+            });
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// A label's value: one line of text that XML can hold.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LabelValue(String);
+
+impl LabelValue {
+    /// Returns the text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for LabelValue {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        bounded(text, "label value", MAX_LABEL_VALUE)?;
+        refuse(text, "label value", |c| {
+            c.is_control() || is_deceptive(c) || matches!(c, '\u{fffe}' | '\u{ffff}')
+        })?;
+        Ok(Self(text.to_owned()))
+    }
+}
 
 /// What a caller calls a domain by. Calls that change something carry the UUID once a name is resolved.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -1,13 +1,16 @@
 //! Every message of protocol version 1, and every verb exactly once. No input or output happens here.
 
-use std::fmt;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::{
     codec,
-    name::{DomainName, DomainRef, HostName, Principal},
+    name::{DomainName, DomainRef, HostName, LabelValue, Principal, Tag},
 };
 
 /// The one version spoken today.
@@ -22,6 +25,10 @@ pub const MAX_XML: usize = 120 * 1024;
 pub const MAX_PATTERNS: usize = 64;
 /// The longest pattern, in bytes.
 pub const MAX_PATTERN: usize = 256;
+/// The most that a domain's owners, class and labels may come to, in bytes of their text: a list of many domains still goes fast.
+pub const MAX_METADATA: usize = 4096;
+/// The longest name of an action that `explain` is asked about, in bytes.
+pub const MAX_ACTION: usize = 64;
 /// Calls sent ahead on one connection that the host keeps; more are answered `Busy`.
 pub const MAX_CALLS_AHEAD: usize = 32;
 
@@ -87,7 +94,7 @@ pub struct CallHeader {
     pub verb: u16,
     /// Which of the host's hypervisors is meant, by libvirt URI; the first where absent.
     pub hypervisor: Option<String>,
-    /// The person for whom the caller acts. Refused until a policy can allow it.
+    /// The person for whom the caller acts: the rights are then that person's.
     pub on_behalf_of: Option<Principal>,
 }
 
@@ -270,6 +277,16 @@ verbs! {
     21 "job-wait" JobWait(OnJob) Read;
     /// Gives up a job.
     22 "job-cancel" JobCancel(OnJob) Change;
+    /// Adds owners to a domain and takes others away.
+    23 "owner" Owner(SetOwners) Change;
+    /// Sets labels of a domain and takes others away.
+    24 "label" Label(SetLabels) Change;
+    /// Puts a domain into a class.
+    25 "class" Class(SetClass) Change;
+    /// Why may I, or may I not, do this?
+    26 "explain" Explain(Explain) Read;
+    /// Why may somebody else, or may not?
+    27 "explain-other" ExplainOther(ExplainOther) Read;
 }
 
 impl fmt::Display for Verb {
@@ -305,6 +322,11 @@ impl Request {
             Request::MemSet(set) => Some(&set.domain),
             Request::VcpuSet(set) => Some(&set.domain),
             Request::Migrate(migrate) => Some(&migrate.domain),
+            Request::Owner(set) => Some(&set.domain),
+            Request::Label(set) => Some(&set.domain),
+            Request::Class(set) => Some(&set.domain),
+            // What they ask about is looked at through the eyes of the one they ask about.
+            Request::Explain(_) | Request::ExplainOther(_) => None,
             Request::Whoami(_)
             | Request::List(_)
             | Request::Info(_)
@@ -352,7 +374,47 @@ impl Request {
                 Code::BadRequest,
                 "a domain cannot have no virtual CPU".to_owned(),
             ),
+            Request::Owner(SetOwners { add, remove, .. })
+                if add.is_empty() && remove.is_empty() =>
+            {
+                refuse(Code::BadRequest, "no owner to add or take away".to_owned())
+            }
+            Request::Owner(SetOwners { add, remove, .. }) => {
+                match add.intersection(remove).next() {
+                    Some(both) => refuse(
+                        Code::BadRequest,
+                        format!("{both} is to be added and to be taken away"),
+                    ),
+                    None => Ok(()),
+                }
+            }
+            Request::Label(SetLabels { set, remove, .. })
+                if set.is_empty() && remove.is_empty() =>
+            {
+                refuse(Code::BadRequest, "no label to set or take away".to_owned())
+            }
+            Request::Label(SetLabels { set, remove, .. }) => {
+                match remove.iter().find(|name| set.contains_key(name)) {
+                    Some(both) => refuse(
+                        Code::BadRequest,
+                        format!("the label '{both}' is to be set and to be taken away"),
+                    ),
+                    None => Ok(()),
+                }
+            }
+            Request::Explain(Explain { action, .. })
+            | Request::ExplainOther(ExplainOther { action, .. })
+                if action.len() > MAX_ACTION =>
+            {
+                refuse(
+                    Code::TooLarge,
+                    format!("an action's name has at most {MAX_ACTION} bytes"),
+                )
+            }
             Request::List(_)
+            | Request::Class(_)
+            | Request::Explain(_)
+            | Request::ExplainOther(_)
             | Request::MemSet(_)
             | Request::VcpuSet(_)
             | Request::Whoami(_)
@@ -519,6 +581,57 @@ pub struct OnJob {
     pub job: Uuid,
 }
 
+/// Arguments of `owner`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetOwners {
+    /// The domain.
+    pub domain: DomainRef,
+    /// Who owns it from now on, beside who does already.
+    pub add: BTreeSet<Principal>,
+    /// Who does not any more.
+    pub remove: BTreeSet<Principal>,
+}
+
+/// Arguments of `label`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetLabels {
+    /// The domain.
+    pub domain: DomainRef,
+    /// Labels with their new values.
+    pub set: BTreeMap<Tag, LabelValue>,
+    /// Labels that go.
+    pub remove: BTreeSet<Tag>,
+}
+
+/// Arguments of `class`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetClass {
+    /// The domain.
+    pub domain: DomainRef,
+    /// Its class; none where absent.
+    pub class: Option<Tag>,
+}
+
+/// Arguments of `explain`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explain {
+    /// A verb, or what else policies decide about (`own`, `act-for`).
+    pub action: String,
+    /// On which domain; on the host where absent.
+    pub domain: Option<DomainRef>,
+}
+
+/// Arguments of `explain-other`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainOther {
+    /// Whose right is asked about.
+    pub principal: Principal,
+    /// A verb, or what else policies decide about (`own`, `act-for`).
+    pub action: String,
+    /// On which domain; on the host where absent.
+    pub domain: Option<DomainRef>,
+}
+
 /// A call's answer when it succeeded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
@@ -546,6 +659,8 @@ pub enum Reply {
     },
     /// To what began or followed a job.
     Job(JobRow),
+    /// To `explain` and `explain-other`.
+    Explained(Explanation),
 }
 
 /// A part of an answer that can be long.
@@ -624,6 +739,30 @@ impl fmt::Display for DomainState {
     }
 }
 
+/// What belongs to a domain and libvirt has no word for. It is kept in libvirt's own metadata of the domain, so it moves with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Whose it is.
+    pub owners: BTreeSet<Principal>,
+    /// What kind of work it is for.
+    pub class: Option<Tag>,
+    /// What else rules and people go by.
+    pub labels: BTreeMap<Tag, LabelValue>,
+}
+
+impl Metadata {
+    /// Returns the bytes of all its text, of which [`MAX_METADATA`] are allowed.
+    pub fn size(&self) -> usize {
+        let owners = self.owners.iter().map(|owner| owner.as_str().len());
+        let class = self.class.iter().map(|class| class.as_str().len());
+        let labels = self
+            .labels
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value.as_str().len());
+        owners.chain(class).chain(labels).sum()
+    }
+}
+
 /// What the inventory knows of a domain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DomainRow {
@@ -653,6 +792,10 @@ pub struct DomainRow {
     pub autostart: bool,
     /// Whether it has a definition that outlives it.
     pub persistent: bool,
+    /// Its owners, class and labels; nothing where `metadata_trouble` is set.
+    pub metadata: Metadata,
+    /// Why they cannot be read: then nobody but administrators may do anything with it.
+    pub metadata_trouble: String,
     /// How old this knowledge is, in milliseconds.
     pub age_ms: u64,
     /// Whether libvirt has been silent for so long that it may be wrong.
@@ -720,8 +863,42 @@ pub struct Identity {
     pub verbs: Vec<String>,
     /// The rule that lets the caller in; empty where none does.
     pub rule: String,
+    /// The Unix groups of the caller's local account, where policies may go by them.
+    pub groups: Vec<String>,
+    /// Who acts for the principal, where somebody does.
+    pub acting: Option<Principal>,
     /// The session's name in the audit.
     pub session: String,
+}
+
+/// The answer to `explain`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Whose right it is about.
+    pub principal: Principal,
+    /// To do what.
+    pub action: String,
+    /// To which domain, as it was asked about; empty where to the host.
+    pub domain: String,
+    /// Whether the principal may.
+    pub allowed: bool,
+    /// The rule that allows it, or the reason why not, as the audit would show it.
+    pub rule: String,
+    /// What each backend says, in the order in which they are asked.
+    pub steps: Vec<ExplainStep>,
+}
+
+/// What one backend says to a question.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainStep {
+    /// The backend, as the configuration has it.
+    pub backend: String,
+    /// `allow`, `deny`, `none`, or `not-asked` where an earlier one has decided.
+    pub opinion: String,
+    /// The rule or the reason.
+    pub because: String,
+    /// What would have to be true for it to allow this, one way a line.
+    pub wants: Vec<String>,
 }
 
 /// How a job stands.
@@ -823,7 +1000,7 @@ impl Fault {
     pub fn denied() -> Self {
         Self::new(
             Code::Denied,
-            "denied: you may not do that here; `rxm whoami` shows who you are and what you may do",
+            "denied: you may not do that here, or there is no such domain; `rxm list` shows what you may see, `rxm explain VERB DOMAIN` why not",
         )
     }
 }

@@ -21,9 +21,11 @@ use xman_common::{
     name::{DomainName, DomainRef, HostName, Principal},
     protocol::{
         Ask, Call, CallHeader, Code, Create, Define, Describe, Dmesg, DomainRow, DomainState,
-        Effect, Fault, FromCaller, FromHost, Hello, HostInfo, HypervisorInfo, Identity, Info, Item,
-        JobList, JobRow, JobState, List, MAX_PATTERN, MAX_PATTERNS, MAX_XML, MemSet, Migrate,
-        OnDomain, OnJob, Progress, Reply, Request, Start, Undefine, VcpuSet, Verb, Welcome, Whoami,
+        Effect, Explain, ExplainOther, ExplainStep, Explanation, Fault, FromCaller, FromHost,
+        Hello, HostInfo, HypervisorInfo, Identity, Info, Item, JobList, JobRow, JobState, List,
+        MAX_PATTERN, MAX_PATTERNS, MAX_XML, MemSet, Metadata, Migrate, OnDomain, OnJob, Progress,
+        Reply, Request, SetClass, SetLabels, SetOwners, Start, Undefine, VcpuSet, Verb, Welcome,
+        Whoami,
     },
     wire::MAX_SEALED,
 };
@@ -89,6 +91,11 @@ fn arguments(request: &Request) -> Sample {
         Request::Migrate(arguments) => typed(request, arguments),
         Request::JobList(arguments) => typed(request, arguments),
         Request::JobWait(arguments) | Request::JobCancel(arguments) => typed(request, arguments),
+        Request::Owner(arguments) => typed(request, arguments),
+        Request::Label(arguments) => typed(request, arguments),
+        Request::Class(arguments) => typed(request, arguments),
+        Request::Explain(arguments) => typed(request, arguments),
+        Request::ExplainOther(arguments) => typed(request, arguments),
     }
 }
 
@@ -224,6 +231,33 @@ fn requests() -> Vec<Request> {
         Verb::JobList => vec![Request::JobList(JobList {})],
         Verb::JobWait => vec![Request::JobWait(OnJob { job: call() })],
         Verb::JobCancel => vec![Request::JobCancel(OnJob { job: call() })],
+        Verb::Owner => vec![Request::Owner(SetOwners {
+            domain: by_uuid(),
+            add: [alice()].into(),
+            remove: ["bob@EX.ORG".parse().unwrap()].into(),
+        })],
+        Verb::Label => vec![Request::Label(SetLabels {
+            domain: by_uuid(),
+            set: [("tier".parse().unwrap(), "prod".parse().unwrap())].into(),
+            remove: ["old".parse().unwrap()].into(),
+        })],
+        Verb::Class => [Some("grid".parse().unwrap()), None]
+            .map(|class| {
+                Request::Class(SetClass {
+                    domain: by_uuid(),
+                    class,
+                })
+            })
+            .into(),
+        Verb::Explain => vec![Request::Explain(Explain {
+            action: "pause".to_owned(),
+            domain: Some(by_name()),
+        })],
+        Verb::ExplainOther => vec![Request::ExplainOther(ExplainOther {
+            principal: alice(),
+            action: "act-for".to_owned(),
+            domain: None,
+        })],
     };
     Verb::ALL
         .iter()
@@ -323,6 +357,8 @@ fn replies() -> Vec<Reply> {
             until: 1_700_036_000,
             verbs: vec!["whoami".to_owned(), "list".to_owned()],
             rule: "k5login:1".to_owned(),
+            groups: vec!["staff".to_owned()],
+            acting: Some("portal/web@EX.ORG".parse().unwrap()),
             session: "5f3a".to_owned(),
         }),
         Reply::Info(HostInfo {
@@ -358,6 +394,19 @@ fn replies() -> Vec<Reply> {
             asked_kib: 2_097_152,
         },
         Reply::Job(job(Some(1_700_000_009_000), None)),
+        Reply::Explained(Explanation {
+            principal: alice(),
+            action: "pause".to_owned(),
+            domain: "web".to_owned(),
+            allowed: false,
+            rule: "no rule allows it".to_owned(),
+            steps: vec![ExplainStep {
+                backend: "k5login".to_owned(),
+                opinion: "none".to_owned(),
+                because: String::new(),
+                wants: vec!["alice@EX.ORG stands in a line of /root/.k5login".to_owned()],
+            }],
+        }),
     ]
 }
 
@@ -388,6 +437,12 @@ fn row(id: Option<u32>) -> DomainRow {
         cpu_time_ns: 123_456_789_000,
         autostart: false,
         persistent: true,
+        metadata: Metadata {
+            owners: [alice()].into(),
+            class: Some("grid".parse().unwrap()),
+            labels: [("tier".parse().unwrap(), "prod".parse().unwrap())].into(),
+        },
+        metadata_trouble: String::new(),
         age_ms: 17,
         stale: false,
     }

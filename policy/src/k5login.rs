@@ -18,7 +18,7 @@ use std::{
 use rustix::fs::{Mode, OFlags};
 use xman_common::name::{BadName, Principal};
 
-use crate::{Authorizer, Opinion, Query, Reload};
+use crate::{Action, Authorizer, Opinion, Query, Reload, Subject};
 
 /// The longest file that is read, in bytes: ten thousand administrators fit, a log file put there by mistake does not.
 pub const MAX_FILE: u64 = 1024 * 1024;
@@ -361,17 +361,44 @@ impl Authorizer for K5login {
     }
 
     fn judge(&self, query: &Query<'_>) -> Opinion {
-        match &self.current().list {
-            Ok(list) => match list.line(query.principal) {
-                Some(line) => Opinion::Allow {
-                    rule: format!("k5login:{line}"),
-                    administrator: true,
-                },
-                None => Opinion::None,
+        let current = self.current();
+        let list = match &current.list {
+            Ok(list) => list,
+            Err(trouble) => {
+                return Opinion::Deny {
+                    reason: trouble.to_string(),
+                };
+            }
+        };
+        // Whoever could act for an administrator would be root here.
+        if let (Action::ActFor, Subject::Person(other)) = (query.action, query.on)
+            && let Some(line) = list.line(&other.principal)
+        {
+            return Opinion::Deny {
+                reason: format!(
+                    "nobody acts for an administrator (line {line} of {})",
+                    self.path.display()
+                ),
+            };
+        }
+        match (query.action, list.line(&query.person.principal)) {
+            // To administer is not to own: whether a creator owns is for a policy to say.
+            (Action::Own, _) | (_, None) => Opinion::None,
+            (Action::Verb(_) | Action::ActFor, Some(line)) => Opinion::Allow {
+                rule: format!("k5login:{line}"),
+                administrator: true,
             },
-            Err(trouble) => Opinion::Deny {
-                reason: trouble.to_string(),
-            },
+        }
+    }
+
+    fn wants(&self, query: &Query<'_>) -> Vec<String> {
+        match query.action {
+            Action::Own | Action::ActFor => Vec::new(),
+            Action::Verb(_) => vec![format!(
+                "{} stands in a line of {}",
+                query.person.principal,
+                self.path.display()
+            )],
         }
     }
 
@@ -411,7 +438,7 @@ mod tests {
     use xman_common::protocol::Verb;
 
     use super::*;
-    use crate::Subject;
+    use crate::{Person, UnixGroups};
 
     /// The account that runs the tests stands for root where they do not run as root.
     fn account() -> u32 {
@@ -478,14 +505,24 @@ mod tests {
     }
 
     fn ask(backend: &K5login, who: &str) -> Opinion {
-        let principal = principal(who);
-        let peer = Ipv4Addr::LOCALHOST.into();
-        backend.judge(&Query {
-            principal: &principal,
-            verb: Verb::Destroy,
-            on: Subject::Host,
-            peer,
-        })
+        backend.judge(&query(&person(who), Verb::Destroy.into(), Subject::Host))
+    }
+
+    fn person(who: &str) -> Person {
+        Person {
+            principal: principal(who),
+            unix_groups: UnixGroups::Unasked,
+        }
+    }
+
+    fn query<'a>(person: &'a Person, action: Action, on: Subject<'a>) -> Query<'a> {
+        Query {
+            person,
+            action,
+            on,
+            peer: Ipv4Addr::LOCALHOST.into(),
+            acting: None,
+        }
     }
 
     fn allowed(line: usize) -> Opinion {
@@ -863,13 +900,8 @@ mod tests {
         let place = Place::holding(listing);
         let backend = place.backend();
         settle(&backend);
-        let who = principal("user9999@EX.ORG");
-        let query = Query {
-            principal: &who,
-            verb: Verb::List,
-            on: Subject::Host,
-            peer: Ipv4Addr::LOCALHOST.into(),
-        };
+        let who = person("user9999@EX.ORG");
+        let query = query(&who, Verb::List.into(), Subject::Host);
         let began = Instant::now();
         for _ in 0..10_000 {
             assert_eq!(backend.refresh(), None);
@@ -885,6 +917,25 @@ mod tests {
             "{:?} for one look and one judgement",
             began.elapsed() / 10_000
         );
+    }
+
+    #[test]
+    fn an_administrator_is_never_acted_for_and_does_not_own_by_being_one() {
+        let place = Place::holding("root@EX.ORG\nportal/web@EX.ORG\n");
+        let backend = place.backend();
+        let (root, portal, alice) = (
+            person("root@EX.ORG"),
+            person("portal/web@EX.ORG"),
+            person("alice@EX.ORG"),
+        );
+        let act_for =
+            |who, other| backend.judge(&query(who, Action::ActFor, Subject::Person(other)));
+        assert!(matches!(act_for(&portal, &root), Opinion::Deny { .. }));
+        assert!(matches!(act_for(&root, &root), Opinion::Deny { .. }));
+        assert_eq!(act_for(&portal, &alice), allowed(2));
+        assert!(matches!(act_for(&alice, &portal), Opinion::Deny { .. }));
+        let own = backend.judge(&query(&root, Action::Own, Subject::Host));
+        assert_eq!(own, Opinion::None);
     }
 
     #[test]

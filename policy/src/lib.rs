@@ -1,7 +1,7 @@
 //! Who may do what on this host.
 //!
 //! ```text
-//! Query --> Chain: k5login, then further backends, in the configured order
+//! Query --> Chain: k5login, cedar, external, in the configured order
 //!             Allow | Deny   the first opinion decides
 //!             None           the next is asked; no opinion at all means deny
 //!       --> Verdict::Allow(Grant)    the only way to get a Grant
@@ -9,33 +9,120 @@
 //! ```
 //!
 //! A backend that fails denies. With stale facts about a domain only administrators may change it. An administrator whom an early backend
-//! lets in is not bound by what a later one forbids.
+//! lets in is not bound by what a later one forbids. [`Chain::explain`] shows the same way for people.
 
 use std::{
     fmt,
     net::IpAddr,
     panic::{self, AssertUnwindSafe},
+    str::FromStr,
 };
 
 use uuid::Uuid;
 use xman_common::{
     name::{DomainName, Principal},
-    protocol::{Effect, Verb},
+    protocol::{DomainState, Effect, ExplainStep, Explanation, Metadata, Verb},
 };
 
 pub mod k5login;
 
+/// What policies decide about: every verb of the protocol, and two things that are no calls of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// A call.
+    Verb(Verb),
+    /// To be the owner of what one creates or defines. Asked after that was allowed; "no" leaves the new domain without owners.
+    Own,
+    /// To act for somebody else, whose rights then count alone. Asked only of those whom the configuration names.
+    ActFor,
+}
+
+impl Action {
+    /// Returns all of them, verbs first, in the order of their codes.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let verbs = Verb::ALL.iter().copied().map(Self::Verb);
+        verbs.chain([Self::Own, Self::ActFor])
+    }
+
+    /// Returns the action as people and policies write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Verb(verb) => verb.name(),
+            Self::Own => "own",
+            Self::ActFor => "act-for",
+        }
+    }
+
+    /// Returns whether the action changes anything by itself.
+    pub fn effect(self) -> Effect {
+        match self {
+            Self::Verb(verb) => verb.effect(),
+            Self::Own => Effect::Change,
+            Self::ActFor => Effect::Read,
+        }
+    }
+}
+
+impl From<Verb> for Action {
+    fn from(verb: Verb) -> Self {
+        Self::Verb(verb)
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// No action has this name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no action '{0}'; actions are the verbs that `rxm help` lists, own and act-for")]
+pub struct UnknownAction(String);
+
+impl FromStr for Action {
+    type Err = UnknownAction;
+
+    fn from_str(text: &str) -> Result<Self, UnknownAction> {
+        Self::all()
+            .find(|action| action.name() == text)
+            .ok_or_else(|| UnknownAction(text.to_owned()))
+    }
+}
+
+/// Somebody whose rights are asked about: a principal, and what is known of him beyond his name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Person {
+    /// Who it is.
+    pub principal: Principal,
+    /// The Unix groups of his local account.
+    pub unix_groups: UnixGroups,
+}
+
+/// The Unix groups of a principal's local account, as they were when his session began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UnixGroups {
+    /// Nobody wants to know; no policy sees any.
+    Unasked,
+    /// Their names; none where the principal has no account.
+    Known(Vec<String>),
+    /// The name service did not say, for this reason: whoever goes by groups denies.
+    Unknown(String),
+}
+
 /// A question: may this principal do this to that?
 #[derive(Clone, Copy, Debug)]
 pub struct Query<'a> {
-    /// Who asks, as Kerberos proved it.
-    pub principal: &'a Principal,
+    /// Whose right is asked about: the caller as Kerberos proved it, or for whom the caller acts.
+    pub person: &'a Person,
     /// What is to be done.
-    pub verb: Verb,
+    pub action: Action,
     /// To what.
     pub on: Subject<'a>,
     /// Where the call comes from.
     pub peer: IpAddr,
+    /// Who acts for the person, where somebody does.
+    pub acting: Option<&'a Principal>,
 }
 
 /// What a verb would be done to.
@@ -54,6 +141,8 @@ pub enum Subject<'a> {
         /// Its identity, where the XML gives one.
         uuid: Option<Uuid>,
     },
+    /// Somebody for whom the principal wants to act.
+    Person(&'a Person),
 }
 
 /// What the inventory knows of a domain, as far as a verdict needs it.
@@ -63,10 +152,27 @@ pub struct DomainFacts<'a> {
     pub uuid: Uuid,
     /// Its name.
     pub name: &'a DomainName,
+    /// The libvirt URI of the hypervisor that has it.
+    pub hypervisor: &'a str,
+    /// Its state.
+    pub state: DomainState,
+    /// Its owners, class and labels, or why they cannot be read: then whoever goes by them denies.
+    pub metadata: Result<&'a Metadata, &'a str>,
+    /// The job that holds it.
+    pub lease: Option<&'a Lease>,
     /// Grows with every change of these facts.
     pub revision: u64,
     /// Whether libvirt has been silent for so long that they may be wrong.
     pub stale: bool,
+}
+
+/// A job's hold on a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Whose job it is.
+    pub user: Principal,
+    /// The job as its batch system calls it, as `slurm/4711`.
+    pub job: String,
 }
 
 /// What one backend says to a query.
@@ -74,7 +180,7 @@ pub struct DomainFacts<'a> {
 pub enum Opinion {
     /// Yes.
     Allow {
-        /// The rule behind it, as `k5login:3`.
+        /// The rule behind it, as `k5login:3` or `cedar:owners.cedar:owners-use`.
         rule: String,
         /// Whether the principal administers the whole host.
         administrator: bool,
@@ -93,8 +199,23 @@ pub trait Authorizer: Send + Sync {
     /// Returns the backend's name as the configuration has it.
     fn name(&self) -> &'static str;
 
-    /// Judges a query from memory: no files, no network, no waiting. What cannot be judged is denied.
+    /// Judges a query: from memory, or where [`waits`](Self::waits) says so by asking elsewhere within a deadline. What cannot be judged is denied.
     fn judge(&self, query: &Query<'_>) -> Opinion;
+
+    /// Judges queries by one and the same version of the rules; returns as many opinions in the same order.
+    fn judge_all(&self, queries: &[Query<'_>]) -> Vec<Opinion> {
+        queries.iter().map(|query| self.judge(query)).collect()
+    }
+
+    /// Returns whether judging can wait for something outside of this process.
+    fn waits(&self) -> bool {
+        false
+    }
+
+    /// Returns what would have to be true for the backend to allow what it does not, one way each. For people; may be slow.
+    fn wants(&self, _query: &Query<'_>) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Looks whether the backend's rules have changed and takes the new ones; `None` where they are what they were. Rules that cannot be had are a
     /// change as well: from then on the backend denies.
@@ -122,20 +243,20 @@ pub enum Verdict {
     Deny(Reason),
 }
 
-/// The right to carry out one verb on one subject with one revision of its facts. Only [`Chain::decide`] makes one, and nothing copies it.
+/// The right to carry out one action on one subject with one revision of its facts. Only [`Chain::decide`] makes one, and nothing copies it.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a grant is to be consumed by what it allows"]
 pub struct Grant {
-    verb: Verb,
+    action: Action,
     scope: Scope,
     rule: String,
     administrator: bool,
 }
 
 impl Grant {
-    /// Returns the verb that may be carried out.
-    pub fn verb(&self) -> Verb {
-        self.verb
+    /// Returns the action that may be carried out.
+    pub fn action(&self) -> Action {
+        self.action
     }
 
     /// Returns what it may be carried out on.
@@ -147,7 +268,7 @@ impl Grant {
     pub fn domain(&self) -> Option<(Uuid, u64)> {
         match self.scope {
             Scope::Domain { uuid, revision } => Some((uuid, revision)),
-            Scope::Host | Scope::UnknownDomain | Scope::NewDomain { .. } => None,
+            Scope::Host | Scope::UnknownDomain | Scope::NewDomain { .. } | Scope::Person(_) => None,
         }
     }
 
@@ -183,6 +304,8 @@ pub enum Scope {
         /// Its identity, where the XML gives one.
         uuid: Option<Uuid>,
     },
+    /// Somebody to act for.
+    Person(Principal),
 }
 
 impl From<Subject<'_>> for Scope {
@@ -198,6 +321,7 @@ impl From<Subject<'_>> for Scope {
                 name: name.clone(),
                 uuid,
             },
+            Subject::Person(person) => Self::Person(person.principal.clone()),
         }
     }
 }
@@ -232,39 +356,122 @@ impl Chain {
             .collect()
     }
 
+    /// Returns whether an answer can wait for something outside of this process: then it must not be asked for on a task's thread.
+    pub fn waits(&self) -> bool {
+        self.backends.iter().any(|backend| backend.waits())
+    }
+
     /// Answers a query by the first opinion.
     pub fn decide(&self, query: &Query<'_>) -> Verdict {
+        self.backends
+            .iter()
+            .find_map(|backend| verdict(backend.as_ref(), query, ask(backend.as_ref(), query)))
+            .unwrap_or_else(silence)
+    }
+
+    /// Answers queries, each by the first opinion, and each backend by one version of its rules.
+    pub fn decide_all(&self, queries: &[Query<'_>]) -> Vec<Verdict> {
+        let mut verdicts: Vec<Option<Verdict>> = queries.iter().map(|_| None).collect();
         for backend in &self.backends {
-            match ask(backend.as_ref(), query) {
-                Opinion::Allow {
-                    administrator: false,
-                    ..
-                } if changes_on_stale_facts(query) => {
-                    return Verdict::Deny(Reason(
-                        "libvirt has been silent for too long to know whose the domain is; until it answers only \
-                         administrators may change anything"
-                            .to_owned(),
-                    ));
+            let (places, open): (Vec<usize>, Vec<Query<'_>>) = verdicts
+                .iter()
+                .zip(queries)
+                .enumerate()
+                .filter(|(_, (verdict, _))| verdict.is_none())
+                .map(|(place, (_, query))| (place, *query))
+                .unzip();
+            if open.is_empty() {
+                break;
+            }
+            let opinions = ask_all(backend.as_ref(), &open);
+            for ((place, query), opinion) in places.into_iter().zip(&open).zip(opinions) {
+                if let Some(slot) = verdicts.get_mut(place) {
+                    *slot = verdict(backend.as_ref(), query, opinion);
                 }
-                Opinion::Allow {
-                    rule,
-                    administrator,
-                } => {
-                    return Verdict::Allow(Grant {
-                        verb: query.verb,
-                        scope: query.on.into(),
-                        rule,
-                        administrator,
-                    });
-                }
-                Opinion::Deny { reason } => {
-                    return Verdict::Deny(Reason(format!("{}: {reason}", backend.name())));
-                }
-                Opinion::None => {}
             }
         }
-        Verdict::Deny(Reason("no rule allows it".to_owned()))
+        verdicts
+            .into_iter()
+            .map(|verdict| verdict.unwrap_or_else(silence))
+            .collect()
     }
+
+    /// Answers a query for people: what each backend says, and what would have to be true where the answer is no. `domain` is what the
+    /// asker calls the domain, empty for the host.
+    pub fn explain(&self, query: &Query<'_>, domain: &str) -> Explanation {
+        let mut decided = None;
+        let steps = self
+            .backends
+            .iter()
+            .map(|backend| {
+                let backend = backend.as_ref();
+                let step = |opinion: &str, because: String, wants| ExplainStep {
+                    backend: backend.name().to_owned(),
+                    opinion: opinion.to_owned(),
+                    because,
+                    wants,
+                };
+                if decided.is_some() {
+                    return step("not-asked", String::new(), Vec::new());
+                }
+                let opinion = ask(backend, query);
+                decided = verdict(backend, query, opinion.clone());
+                match (opinion, &decided) {
+                    (_, Some(Verdict::Deny(reason))) => {
+                        step("deny", reason.to_string(), wants(backend, query))
+                    }
+                    (Opinion::Allow { rule, .. }, _) => step("allow", rule, Vec::new()),
+                    (Opinion::Deny { reason }, _) => step("deny", reason, wants(backend, query)),
+                    (Opinion::None, _) => step("none", String::new(), wants(backend, query)),
+                }
+            })
+            .collect();
+        let verdict = decided.unwrap_or_else(silence);
+        let (allowed, rule) = match verdict {
+            Verdict::Allow(grant) => (true, grant.rule),
+            Verdict::Deny(reason) => (false, reason.0),
+        };
+        Explanation {
+            principal: query.person.principal.clone(),
+            action: query.action.to_string(),
+            domain: domain.to_owned(),
+            allowed,
+            rule,
+            steps,
+        }
+    }
+}
+
+/// What a backend's opinion comes to; nothing where the next is to be asked.
+fn verdict(backend: &dyn Authorizer, query: &Query<'_>, opinion: Opinion) -> Option<Verdict> {
+    match opinion {
+        Opinion::Allow {
+            administrator: false,
+            ..
+        } if changes_on_stale_facts(query) => Some(Verdict::Deny(Reason(
+            "libvirt has been silent for too long to know whose the domain is; until it answers only \
+             administrators may change anything"
+                .to_owned(),
+        ))),
+        Opinion::Allow {
+            rule,
+            administrator,
+        } => Some(Verdict::Allow(Grant {
+            action: query.action,
+            scope: query.on.into(),
+            rule,
+            administrator,
+        })),
+        Opinion::Deny { reason } => Some(Verdict::Deny(Reason(format!(
+            "{}: {reason}",
+            backend.name()
+        )))),
+        Opinion::None => None,
+    }
+}
+
+fn silence() -> Verdict {
+    Verdict::Deny(Reason("no rule allows it".to_owned()))
 }
 
 impl fmt::Debug for Chain {
@@ -277,18 +484,35 @@ impl fmt::Debug for Chain {
 
 /// A backend that panics has failed, and a backend that failed denies.
 fn ask(backend: &dyn Authorizer, query: &Query<'_>) -> Opinion {
-    panic::catch_unwind(AssertUnwindSafe(|| backend.judge(query))).unwrap_or_else(|_| {
-        Opinion::Deny {
-            reason: "the backend failed; what xmand wrote to stderr says where".to_owned(),
-        }
-    })
+    panic::catch_unwind(AssertUnwindSafe(|| backend.judge(query))).unwrap_or_else(|_| failed())
+}
+
+/// The same for many; a backend that answers another number of questions than it was asked has failed as well.
+fn ask_all(backend: &dyn Authorizer, queries: &[Query<'_>]) -> Vec<Opinion> {
+    match panic::catch_unwind(AssertUnwindSafe(|| backend.judge_all(queries))) {
+        Ok(opinions) if opinions.len() == queries.len() => opinions,
+        Ok(_) | Err(_) => queries.iter().map(|_| failed()).collect(),
+    }
+}
+
+fn wants(backend: &dyn Authorizer, query: &Query<'_>) -> Vec<String> {
+    panic::catch_unwind(AssertUnwindSafe(|| backend.wants(query))).unwrap_or_default()
+}
+
+fn failed() -> Opinion {
+    Opinion::Deny {
+        reason: "the backend failed; what xmand wrote to stderr says where".to_owned(),
+    }
 }
 
 fn changes_on_stale_facts(query: &Query<'_>) -> bool {
-    query.verb.effect() == Effect::Change
+    query.action.effect() == Effect::Change
         && match query.on {
             Subject::Domain(facts) => facts.stale,
-            Subject::Host | Subject::UnknownDomain | Subject::NewDomain { .. } => false,
+            Subject::Host
+            | Subject::UnknownDomain
+            | Subject::NewDomain { .. }
+            | Subject::Person(_) => false,
         }
 }
 
@@ -370,12 +594,16 @@ mod tests {
     }
 
     fn decide(chain: &Chain, verb: Verb, on: Subject<'_>) -> Verdict {
-        let principal = "alice@EX.ORG".parse().unwrap();
+        let person = Person {
+            principal: "alice@EX.ORG".parse().unwrap(),
+            unix_groups: UnixGroups::Unasked,
+        };
         chain.decide(&Query {
-            principal: &principal,
-            verb,
+            person: &person,
+            action: verb.into(),
             on,
             peer: Ipv4Addr::LOCALHOST.into(),
+            acting: None,
         })
     }
 
@@ -440,12 +668,17 @@ mod tests {
     #[test]
     fn with_stale_facts_only_administrators_change_anything() {
         let name = "web".parse().unwrap();
+        let metadata = Metadata::default();
         for &verb in Verb::ALL {
             for stale in [false, true] {
                 for administrator in [false, true] {
                     let on = Subject::Domain(DomainFacts {
                         uuid: Uuid::nil(),
                         name: &name,
+                        hypervisor: "test:///default",
+                        state: DomainState::Running,
+                        metadata: Ok(&metadata),
+                        lease: None,
                         revision: 1,
                         stale,
                     });
@@ -467,18 +700,23 @@ mod tests {
     fn a_grant_is_for_the_verb_and_the_domain_that_were_asked_about() {
         let name: DomainName = "web".parse().unwrap();
         let uuid = Uuid::from_u128(7);
+        let metadata = Metadata::default();
         let chain = chain(vec![allow("a", true)]);
         let facts = DomainFacts {
             uuid,
             name: &name,
+            hypervisor: "test:///default",
+            state: DomainState::Running,
+            metadata: Ok(&metadata),
+            lease: None,
             revision: 42,
             stale: false,
         };
 
         let grant = granted(decide(&chain, Verb::Pause, Subject::Domain(facts)));
         assert_eq!(
-            (grant.verb(), grant.domain(), grant.administrator()),
-            (Verb::Pause, Some((uuid, 42)), true)
+            (grant.action(), grant.domain(), grant.administrator()),
+            (Action::Verb(Verb::Pause), Some((uuid, 42)), true)
         );
 
         let new = Subject::NewDomain {

@@ -21,7 +21,7 @@ use xman_common::{
     name::DomainRef,
     protocol::{Call, CallHeader, Code, Effect, Fault, Reply, Request, Verb},
 };
-use xman_policy::{DomainFacts, Grant, Query, Subject, Verdict};
+use xman_policy::{DomainFacts, Grant, Subject, Verdict};
 
 use crate::{
     Host,
@@ -219,13 +219,7 @@ async fn right_ends(host: &Host, caller: &Caller, question: &Question) {
             Some(None) => Subject::UnknownDomain,
             Some(Some(facts)) => Subject::Domain(facts.into()),
         };
-        let query = Query {
-            principal: &caller.principal,
-            verb: question.verb,
-            on,
-            peer: caller.address,
-        };
-        if let Verdict::Deny(_) = host.policy.decide(&query) {
+        if let Verdict::Deny(_) = host.decide(&caller.query(question.verb, on)) {
             return;
         }
     }
@@ -238,12 +232,7 @@ fn decide(host: &Host, caller: &Caller, request: &Request, facts: Option<&Facts>
         (Some(_), None) => Subject::UnknownDomain,
         (Some(_), Some(facts)) => Subject::Domain(facts.into()),
     };
-    host.policy.decide(&Query {
-        principal: &caller.principal,
-        verb: request.verb(),
-        on,
-        peer: caller.address,
-    })
+    host.decide(&caller.query(request.verb(), on))
 }
 
 impl<'a> From<&'a Facts> for DomainFacts<'a> {
@@ -251,6 +240,10 @@ impl<'a> From<&'a Facts> for DomainFacts<'a> {
         Self {
             uuid: facts.uuid,
             name: &facts.name,
+            hypervisor: &facts.uri,
+            state: facts.state,
+            metadata: facts.metadata.as_ref().as_ref().map_err(String::as_str),
+            lease: facts.lease.as_deref(),
             revision: facts.revision,
             stale: facts.stale,
         }

@@ -1,11 +1,12 @@
 //! Who calls, and what a call gives back: what session, call and perform share.
 
-use std::{net::IpAddr, time::SystemTime};
+use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
 use xman_common::{
     name::Principal,
     protocol::{Fault, Item, Progress, Reply},
 };
+use xman_policy::{Action, Person, Query, Subject};
 
 use crate::audit::{Kind, Record};
 
@@ -24,13 +25,32 @@ pub(crate) enum Piece {
 /// Who is at the other end, as every verdict and record needs it.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
+    /// As Kerberos proved it.
     pub(crate) principal: Principal,
+    /// Whose rights count: the caller's own, or those of whom the caller acts for.
+    pub(crate) person: Arc<Person>,
     pub(crate) address: IpAddr,
     pub(crate) session: String,
     pub(crate) until: SystemTime,
 }
 
 impl Caller {
+    /// Returns the question whether the caller may do this to that.
+    pub(crate) fn query<'a>(&'a self, action: impl Into<Action>, on: Subject<'a>) -> Query<'a> {
+        Query {
+            person: &self.person,
+            action: action.into(),
+            on,
+            peer: self.address,
+            acting: self.acting(),
+        }
+    }
+
+    /// Returns the proven principal where it acts for somebody else.
+    pub(crate) fn acting(&self) -> Option<&Principal> {
+        (self.principal != self.person.principal).then_some(&self.principal)
+    }
+
     /// Begins an audit record about this caller.
     pub(crate) fn record(&self, kind: Kind, sentence: impl AsRef<str>) -> Record {
         Record::new(kind, sentence)

@@ -105,6 +105,8 @@ impl Jobs {
 
 #[cfg(test)]
 mod tests {
+    use xman_common::protocol::{DomainState, Metadata};
+
     use super::*;
 
     fn facts() -> Facts {
@@ -112,6 +114,10 @@ mod tests {
             uuid: Uuid::from_u128(7),
             name: "web".parse().unwrap(),
             hypervisor: 0,
+            uri: "test:///default".into(),
+            state: DomainState::Running,
+            metadata: std::sync::Arc::new(Ok(Metadata::default())),
+            lease: None,
             revision: 1,
             stale: false,
         }

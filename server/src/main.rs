@@ -32,12 +32,13 @@ use sd_notify::NotifyState;
 use tokio::{
     runtime::Runtime,
     signal::unix::{Signal, SignalKind, signal},
+    task::block_in_place,
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing_subscriber::EnvFilter;
 use xman_common::gss::Keys;
-use xman_policy::{Authorizer, Chain, k5login::K5login};
+use xman_policy::{Authorizer, Chain, Query, Verdict, k5login::K5login};
 
 use crate::{
     audit::Audit,
@@ -94,6 +95,20 @@ struct Host {
 }
 
 impl Host {
+    /// Answers a question. Where that means to ask outside of this process, the thread's other tasks go elsewhere meanwhile.
+    fn decide(&self, query: &Query<'_>) -> Verdict {
+        if self.policy.waits() {
+            block_in_place(|| self.policy.decide(query))
+        } else {
+            self.policy.decide(query)
+        }
+    }
+
+    /// Answers questions that belong together, by one version of the rules.
+    fn decide_all(&self, queries: &[Query<'_>]) -> Vec<Verdict> {
+        block_in_place(|| self.policy.decide_all(queries))
+    }
+
     /// Takes authorization files that have changed, and says so.
     fn reread_policy(&self) {
         for (backend, reload) in self.policy.refresh() {

@@ -12,14 +12,14 @@ use xman_common::protocol::{
     Ask, Code, Dmesg, DomainRow, Fault, Identity, Item, JobRow, JobState, List, Migrate, Progress,
     Reply, Request, Verb,
 };
-use xman_policy::{Grant, Query, Subject, Verdict};
+use xman_policy::{Action, Grant, Subject, UnixGroups, Verdict};
 
 use crate::{
     Host,
     caller::{Caller, Outcome, Piece},
     clock::{now_ms, seconds},
     dmesg,
-    hypervisor::{Facts, Judge, NewDomain, Target, XmlJudge},
+    hypervisor::{Change, Facts, Judge, NewDomain, Target, XmlJudge},
 };
 
 /// Rows in one frame: with the longest names they still fit it.
@@ -43,7 +43,7 @@ pub(crate) struct Work {
 
 /// Carries out what was granted.
 pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outcome {
-    if grant.verb() != request.verb()
+    if grant.action() != Action::Verb(request.verb())
         || grant.domain().map(|(uuid, _)| uuid) != work.facts.as_ref().map(|facts| facts.uuid)
     {
         return Err(Fault::new(
@@ -188,6 +188,39 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
             }
             Some(_) | None => Err(no_such_job(on.job)),
         },
+        Request::Owner(set) => hypervisors
+            .set_metadata(
+                work.target(Verb::Owner)?,
+                Change::Owners {
+                    add: set.add,
+                    remove: set.remove,
+                },
+                deadline,
+            )
+            .await
+            .map(Reply::Domain),
+        Request::Label(set) => hypervisors
+            .set_metadata(
+                work.target(Verb::Label)?,
+                Change::Labels {
+                    set: set.set,
+                    remove: set.remove,
+                },
+                deadline,
+            )
+            .await
+            .map(Reply::Domain),
+        Request::Class(set) => hypervisors
+            .set_metadata(
+                work.target(Verb::Class)?,
+                Change::Class(set.class),
+                deadline,
+            )
+            .await
+            .map(Reply::Domain),
+        Request::Explain(_) | Request::ExplainOther(_) => {
+            Err(Fault::new(Code::Unsupported, "not yet"))
+        }
     }
 }
 
@@ -258,6 +291,41 @@ pub(crate) fn arguments(request: &Request) -> String {
                 .unwrap_or_default(),
         ],
         Request::JobWait(on) | Request::JobCancel(on) => vec![format!("job={}", on.job)],
+        Request::Owner(set) => {
+            let added = set.add.iter().map(|owner| format!("+{owner}"));
+            let removed = set.remove.iter().map(|owner| format!("-{owner}"));
+            added.chain(removed).collect()
+        }
+        Request::Label(set) => {
+            let set_to = set
+                .set
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"));
+            let removed = set.remove.iter().map(|name| format!("{name}-"));
+            set_to.chain(removed).collect()
+        }
+        Request::Class(set) => vec![
+            set.class
+                .as_ref()
+                .map_or("none".to_owned(), |class| format!("class={class}")),
+        ],
+        Request::Explain(explain) => vec![
+            explain.action.clone(),
+            explain
+                .domain
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+        ],
+        Request::ExplainOther(explain) => vec![
+            explain.principal.to_string(),
+            explain.action.clone(),
+            explain
+                .domain
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+        ],
     };
     words
         .into_iter()
@@ -330,12 +398,7 @@ impl Work {
 
 fn ask_again(host: &Host, caller: &Caller, verb: Verb, on: Subject<'_>) -> Result<(), Fault> {
     host.reread_policy();
-    match host.policy.decide(&Query {
-        principal: &caller.principal,
-        verb,
-        on,
-        peer: caller.address,
-    }) {
+    match host.decide(&caller.query(verb, on)) {
         Verdict::Allow(_) => Ok(()),
         Verdict::Deny(_) => Err(Fault::denied()),
     }
@@ -343,16 +406,18 @@ fn ask_again(host: &Host, caller: &Caller, verb: Verb, on: Subject<'_>) -> Resul
 
 fn whoami(grant: &Grant, work: &Work) -> Identity {
     let allowed = |verb: &Verb, on| {
-        let query = Query {
-            principal: &work.caller.principal,
-            verb: *verb,
-            on,
-            peer: work.caller.address,
-        };
-        matches!(work.host.policy.decide(&query), Verdict::Allow(_))
+        matches!(
+            work.host.decide(&work.caller.query(*verb, on)),
+            Verdict::Allow(_)
+        )
     };
     Identity {
-        principal: work.caller.principal.clone(),
+        principal: work.caller.person.principal.clone(),
+        groups: match &work.caller.person.unix_groups {
+            UnixGroups::Known(groups) => groups.clone(),
+            UnixGroups::Unasked | UnixGroups::Unknown(_) => Vec::new(),
+        },
+        acting: work.caller.acting().cloned(),
         until: seconds(work.caller.until),
         verbs: Verb::ALL
             .iter()
@@ -375,13 +440,10 @@ async fn send_rows(list: &List, work: &Work) -> Outcome {
     }
     let may_view = |facts: &Facts| {
         let on = Subject::Domain(facts.into());
-        let query = Query {
-            principal: &work.caller.principal,
-            verb: Verb::List,
-            on,
-            peer: work.caller.address,
-        };
-        matches!(work.host.policy.decide(&query), Verdict::Allow(_))
+        matches!(
+            work.host.decide(&work.caller.query(Verb::List, on)),
+            Verdict::Allow(_)
+        )
     };
     let mut rows = work
         .host

@@ -29,6 +29,7 @@ use xman_common::{
         Call, Code, Effect, Fault, FromCaller, FromHost, Hello, MAX_CALLS_AHEAD, Verb, Welcome,
     },
 };
+use xman_policy::{Person, UnixGroups};
 
 use crate::{
     Host, SOFTWARE,
@@ -92,8 +93,13 @@ pub(crate) async fn run(
         .get(..12)
         .unwrap_or_default()
         .to_owned();
+    let person = Arc::new(Person {
+        principal: principal.clone(),
+        unix_groups: UnixGroups::Unasked,
+    });
     let caller = Caller {
         principal,
+        person,
         address,
         session,
         until,

@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 use xman_common::{
     name::{DomainName, DomainRef},
-    protocol::{DomainRow, DomainState, HostInfo, HypervisorInfo},
+    protocol::{DomainRow, DomainState, HostInfo, HypervisorInfo, Metadata},
 };
 
 use super::Facts;
@@ -42,6 +42,8 @@ pub(super) struct Reading {
     pub(super) cpu_time_ns: u64,
     pub(super) autostart: bool,
     pub(super) persistent: bool,
+    /// Its owners, class and labels, or why they cannot be read.
+    pub(super) metadata: Arc<Result<Metadata, String>>,
 }
 
 /// What those who wait for a guest look at.
@@ -73,7 +75,7 @@ pub(super) struct Software {
 }
 
 pub(super) struct Inventory {
-    uris: Vec<String>,
+    uris: Vec<Arc<str>>,
     memory: Mutex<Memory>,
     changed: watch::Sender<u64>,
 }
@@ -146,7 +148,7 @@ impl Inventory {
     pub(super) fn new(uris: &[String]) -> Self {
         let hosts = uris.iter().map(|_| Host::default()).collect();
         Self {
-            uris: uris.to_vec(),
+            uris: uris.iter().map(|uri| Arc::from(uri.as_str())).collect(),
             memory: Mutex::new(Memory {
                 hosts,
                 ..Memory::default()
@@ -164,7 +166,7 @@ impl Inventory {
             DomainRef::Uuid(uuid) => (0..memory.hosts.len())
                 .filter(|host| here(*host))
                 .find_map(|host| memory.entry(host, *uuid))
-                .map(|(key, record)| memory.facts(key, record, now)),
+                .map(|(key, record)| memory.facts(key, record, self.shared_uri(key.1), now)),
             DomainRef::Name(name) => {
                 let named =
                     (name.clone(), 0, Uuid::nil())..=(name.clone(), usize::MAX, Uuid::max());
@@ -177,7 +179,7 @@ impl Inventory {
                         _ => found = Some((key, record)),
                     }
                 }
-                found.map(|(key, record)| memory.facts(key, record, now))
+                found.map(|(key, record)| memory.facts(key, record, self.shared_uri(key.1), now))
             }
         }
     }
@@ -193,7 +195,7 @@ impl Inventory {
             .map(|(key, record)| {
                 let stale = stale.get(key.1).copied().unwrap_or(true);
                 (
-                    record.facts(key.1, stale),
+                    record.facts(key.1, self.shared_uri(key.1), stale),
                     record.row(self.uri(key.1), stale, now),
                 )
             })
@@ -255,7 +257,7 @@ impl Inventory {
             .iter()
             .zip(&memory.hosts)
             .map(|(uri, host)| HypervisorInfo {
-                uri: uri.clone(),
+                uri: uri.to_string(),
                 driver: host.software.driver.clone(),
                 version: host.software.version.clone(),
                 libvirt: host.software.libvirt.clone(),
@@ -318,16 +320,14 @@ impl Inventory {
     pub(super) fn put(&self, hypervisor: usize, reading: Reading, began: Instant) -> Facts {
         let mut memory = self.memory();
         let uuid = reading.uuid;
-        let name = memory.store(hypervisor, reading, began);
+        memory.store(hypervisor, reading.clone(), began);
+        let now = Instant::now();
         let facts = match memory.entry(hypervisor, uuid) {
-            Some((key, record)) => memory.facts(key, record, Instant::now()),
-            None => Facts {
-                uuid,
-                name,
-                hypervisor,
-                revision: 0,
-                stale: true,
-            },
+            Some((key, record)) => memory.facts(key, record, self.shared_uri(hypervisor), now),
+            // Cannot be, since it was stored; revision 0 is nobody's, so whoever goes by it asks again.
+            None => {
+                Record::new(reading, began).facts(hypervisor, self.shared_uri(hypervisor), true)
+            }
         };
         drop(memory);
         self.wake();
@@ -445,8 +445,14 @@ impl Inventory {
     pub(super) fn uri(&self, hypervisor: usize) -> &str {
         self.uris
             .get(hypervisor)
-            .map(String::as_str)
+            .map(AsRef::as_ref)
             .unwrap_or_default()
+    }
+
+    fn shared_uri(&self, hypervisor: usize) -> Arc<str> {
+        self.uris
+            .get(hypervisor)
+            .map_or_else(|| Arc::from(""), Arc::clone)
     }
 
     fn host(&self, hypervisor: usize, change: impl FnOnce(&mut Host)) {
@@ -478,29 +484,24 @@ impl Memory {
         self.records.get_mut(&(name.clone(), hypervisor, uuid))
     }
 
-    fn facts(&self, key: &Key, record: &Record, now: Instant) -> Facts {
+    fn facts(&self, key: &Key, record: &Record, uri: Arc<str>, now: Instant) -> Facts {
         record.facts(
             key.1,
+            uri,
             self.hosts.get(key.1).is_none_or(|host| host.is_stale(now)),
         )
     }
 
-    fn store(&mut self, hypervisor: usize, reading: Reading, began: Instant) -> DomainName {
+    fn store(&mut self, hypervisor: usize, reading: Reading, began: Instant) {
         let (uuid, name) = (reading.uuid, reading.name.clone());
         let old = self.names.get(&(hypervisor, uuid)).cloned();
-        let mut record = Record {
-            reading,
-            began,
-            revision: 0,
-            reboots: 0,
-        };
+        let mut record = Record::new(reading, began);
         if let Some(old_name) = old {
             let old_key = (old_name, hypervisor, uuid);
             match self.records.remove(&old_key) {
                 Some(newer) if newer.began > began => {
-                    let kept = old_key.0.clone();
                     self.records.insert(old_key, newer);
-                    return kept;
+                    return;
                 }
                 Some(older) => {
                     record.reboots = older.reboots;
@@ -518,9 +519,7 @@ impl Memory {
             record.revision = self.revisions;
         }
         self.names.insert((hypervisor, uuid), name.clone());
-        self.records
-            .insert((name.clone(), hypervisor, uuid), record);
-        name
+        self.records.insert((name, hypervisor, uuid), record);
     }
 
     fn forget(&mut self, hypervisor: usize, uuid: Uuid, began: Instant) {
@@ -536,11 +535,24 @@ impl Memory {
 }
 
 impl Record {
-    fn facts(&self, hypervisor: usize, stale: bool) -> Facts {
+    fn new(reading: Reading, began: Instant) -> Self {
+        Self {
+            reading,
+            began,
+            revision: 0,
+            reboots: 0,
+        }
+    }
+
+    fn facts(&self, hypervisor: usize, uri: Arc<str>, stale: bool) -> Facts {
         Facts {
             uuid: self.reading.uuid,
             name: self.reading.name.clone(),
             hypervisor,
+            uri,
+            state: self.reading.state,
+            metadata: Arc::clone(&self.reading.metadata),
+            lease: None,
             revision: self.revision,
             stale,
         }
@@ -572,6 +584,14 @@ pub(super) fn row(reading: &Reading, uri: &str, age_ms: u64, stale: bool) -> Dom
         cpu_time_ns: reading.cpu_time_ns,
         autostart: reading.autostart,
         persistent: reading.persistent,
+        metadata: reading.metadata.as_ref().clone().unwrap_or_default(),
+        metadata_trouble: reading
+            .metadata
+            .as_ref()
+            .as_ref()
+            .err()
+            .cloned()
+            .unwrap_or_default(),
         age_ms,
         stale,
     }
@@ -610,6 +630,7 @@ mod tests {
             cpu_time_ns: 0,
             autostart: false,
             persistent: true,
+            metadata: Arc::new(Ok(Metadata::default())),
         }
     }
 

@@ -10,6 +10,7 @@
 //! returns.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -18,9 +19,10 @@ use std::{
 use tokio::{task::spawn_blocking, time::timeout};
 use uuid::Uuid;
 use xman_common::{
-    name::{DomainName, DomainRef},
-    protocol::{Code, DomainRow, Fault, HostInfo},
+    name::{DomainName, DomainRef, LabelValue, Principal, Tag},
+    protocol::{Code, DomainRow, DomainState, Fault, HostInfo, Metadata},
 };
+use xman_policy::Lease;
 
 use connections::Hypervisor;
 use inventory::Inventory;
@@ -50,6 +52,14 @@ pub(crate) struct Facts {
     pub(crate) name: DomainName,
     /// Which hypervisor has it: an index into the configured URIs.
     pub(crate) hypervisor: usize,
+    /// That hypervisor's libvirt URI.
+    pub(crate) uri: Arc<str>,
+    /// Its state.
+    pub(crate) state: DomainState,
+    /// Its owners, class and labels, or why they cannot be read.
+    pub(crate) metadata: Arc<Result<Metadata, String>>,
+    /// The job that holds it.
+    pub(crate) lease: Option<Arc<Lease>>,
     /// Changes whenever a fact that a verdict may rest on changes; never used twice.
     pub(crate) revision: u64,
     /// Whether libvirt has been silent for so long that the facts may be wrong.
@@ -63,6 +73,27 @@ pub(crate) struct NewDomain {
     pub(crate) name: DomainName,
     /// Its identity, where the XML gives one.
     pub(crate) uuid: Option<Uuid>,
+}
+
+/// What is to become of a domain's metadata.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Of its owners.
+    Owners {
+        /// Who owns it from now on, beside who does already.
+        add: BTreeSet<Principal>,
+        /// Who does not any more.
+        remove: BTreeSet<Principal>,
+    },
+    /// Of its labels.
+    Labels {
+        /// Labels with their new values.
+        set: BTreeMap<Tag, LabelValue>,
+        /// Labels that go.
+        remove: BTreeSet<Tag>,
+    },
+    /// Of its class; none where absent.
+    Class(Option<Tag>),
 }
 
 /// Asked again in the lane when the facts are no longer those that were judged.

@@ -7,12 +7,16 @@
 use std::{
     collections::{HashMap, HashSet},
     ffi::c_int,
+    sync::Arc,
 };
 
 use uuid::Uuid;
 use virt::{connect::Connect, domain::Domain, error::Error};
 use virt_sys as sys;
-use xman_common::{name::DomainName, protocol::DomainState};
+use xman_common::{
+    name::DomainName,
+    protocol::{DomainState, Metadata},
+};
 
 use super::{
     ffi::{self, Stats},
@@ -202,6 +206,7 @@ fn read(
         },
         autostart: marks.autostart.contains(&uuid),
         persistent: !marks.transient.contains(&uuid),
+        metadata: Arc::new(Ok(Metadata::default())),
     })
 }
 

@@ -15,7 +15,7 @@ use xman_common::{
 };
 
 use super::{
-    Facts, Hypervisors, NewDomain, Target, XmlJudge,
+    Change, Facts, Hypervisors, NewDomain, Target, XmlJudge,
     connections::{Call, Class, Hypervisor},
     faults, ffi,
     inventory::{self, Glimpse, Reading},
@@ -300,6 +300,19 @@ impl Hypervisors {
             visit.call.begin()?;
             visit.ok(visit.domain.set_vcpus_flags(asked.count, flags))?;
             Ok(visit.settle())
+        })
+        .await
+    }
+
+    /// Changes a domain's owners, labels or class, in what runs and in what is defined.
+    pub(crate) async fn set_metadata(
+        &self,
+        target: Target,
+        _change: Change,
+        deadline: Instant,
+    ) -> Result<DomainRow, Fault> {
+        self.in_lane(target, deadline, move |_| {
+            Err(Fault::new(Code::Unsupported, "not yet"))
         })
         .await
     }

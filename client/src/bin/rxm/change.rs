@@ -536,7 +536,11 @@ impl<'a> Told<'a> {
             Reply::Gone { name, uuid } => {
                 json!({ "host": address, "name": name, "uuid": uuid, "gone": true })
             }
-            Reply::Done | Reply::Job(_) | Reply::Whoami(_) | Reply::Info(_) => {
+            Reply::Done
+            | Reply::Job(_)
+            | Reply::Whoami(_)
+            | Reply::Info(_)
+            | Reply::Explained(_) => {
                 json!({ "host": address })
             }
         };
@@ -549,7 +553,11 @@ impl<'a> Told<'a> {
                 format!("{address}/{}", row.name)
             }
             Reply::Gone { name, .. } => format!("{address}/{name}"),
-            Reply::Done | Reply::Job(_) | Reply::Whoami(_) | Reply::Info(_) => target.label(),
+            Reply::Done
+            | Reply::Job(_)
+            | Reply::Whoami(_)
+            | Reply::Info(_)
+            | Reply::Explained(_) => target.label(),
         };
         let printed = match self.setting.output.format {
             Format::Table | Format::Wide => self
@@ -656,7 +664,8 @@ fn sentence(past: &str, reply: &Reply) -> String {
         | Reply::Done
         | Reply::Job(_)
         | Reply::Whoami(_)
-        | Reply::Info(_) => past.to_owned(),
+        | Reply::Info(_)
+        | Reply::Explained(_) => past.to_owned(),
     }
 }
 

@@ -674,6 +674,8 @@ mod tests {
             cpu_time_ns: 12_345_000_000,
             autostart: true,
             persistent: true,
+            metadata: xman_common::protocol::Metadata::default(),
+            metadata_trouble: String::new(),
             age_ms: 42_900,
             stale: false,
         }

@@ -573,6 +573,8 @@ mod tests {
             cpu_time_ns: 0,
             autostart: false,
             persistent: true,
+            metadata: xman_common::protocol::Metadata::default(),
+            metadata_trouble: String::new(),
             age_ms: 0,
             stale: false,
         }
