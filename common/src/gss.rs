@@ -14,7 +14,7 @@ use libgssapi::{
     credential::{Cred, CredUsage},
     error::Error,
     name::Name,
-    oid::{GSS_MECH_KRB5, GSS_NT_HOSTBASED_SERVICE, OidSet},
+    oid::{GSS_MECH_KRB5, GSS_NT_HOSTBASED_SERVICE, GSS_NT_KRB5_PRINCIPAL, OidSet},
 };
 
 use crate::{
@@ -117,6 +117,9 @@ fn trouble(major: u32, minor: u32) -> Trouble {
         _ => Trouble::Other,
     }
 }
+
+/// KRB5_LNAME_NOTRANS and KRB5_NO_LOCALNAME: no rule of `auth_to_local` maps the principal.
+const NO_LOCAL_NAME: [i32; 2] = [176, 157];
 
 /// What a step of a handshake leads to.
 #[derive(Debug)]
@@ -348,4 +351,22 @@ pub fn own_ticket() -> Result<(Principal, Duration), GssError> {
     krb5.add(GSS_MECH_KRB5)?;
     let ticket = Cred::acquire(None, None, CredUsage::Initiate, Some(&krb5))?;
     Ok((principal(&ticket.name()?)?, ticket.lifetime()?))
+}
+
+/// Returns the local account that a principal stands for by `auth_to_local` of krb5.conf; nothing where no rule maps it. Reads files.
+///
+/// # Errors
+/// The library's, where it cannot tell.
+pub fn local_account(principal: &Principal) -> Result<Option<String>, GssError> {
+    let name = Name::new(principal.as_str().as_bytes(), Some(GSS_NT_KRB5_PRINCIPAL))?;
+    match name.local_name(Some(GSS_MECH_KRB5)) {
+        Ok(account) => match std::str::from_utf8(&account) {
+            Ok(account) => Ok(Some(account.trim_end_matches('\0').to_owned())),
+            Err(error) => Err(GssError::new(Trouble::Other, error.to_string())),
+        },
+        Err(error) if NO_LOCAL_NAME.contains(&error.minor.cast_signed().wrapping_sub(KRB5)) => {
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }

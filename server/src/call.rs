@@ -14,14 +14,14 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use sha2::{Digest, Sha256};
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, timeout_at},
 };
 use uuid::Uuid;
 use xman_common::{
     name::DomainRef,
     protocol::{Call, CallHeader, Code, Effect, Fault, Reply, Request, Verb},
 };
-use xman_policy::{DomainFacts, Grant, Subject, Verdict};
+use xman_policy::{Grant, Subject, Verdict};
 
 use crate::{
     Host,
@@ -40,9 +40,6 @@ const DEFAULT_DEADLINE: Duration = Duration::from_secs(60);
 const MAX_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 /// How long after its deadline a change that has begun is waited for: verbs that wait for a guest use the deadline up.
 const LAST_WORD: Duration = Duration::from_millis(500);
-
-/// How often a read that goes on (a log that is followed, a job that is waited for) is judged anew.
-const STREAM_REVIEW: Duration = Duration::from_secs(1);
 
 /// Sets a call going. A read is polled by its session and ends with it; a change runs by itself from now on, and its session waits for it
 /// no longer than its deadline.
@@ -93,15 +90,33 @@ async fn answer(
         .domain()
         .and_then(|domain| host.hypervisors.find(domain, header.hypervisor.as_deref()));
     let asked = asked.about(&request, facts.as_ref());
-    if let Some(other) = &header.on_behalf_of {
-        let fault = Fault::new(
-            Code::Denied,
-            format!("nobody may act for another on this host, so not for {other}"),
-        );
-        return asked.turned_down(&host, fault);
-    }
     host.reread_policy();
-    let grant = match decide(&host, &caller, &request, facts.as_ref()) {
+    let (caller, asked) = match &header.on_behalf_of {
+        None => (caller, asked),
+        Some(other) => match host.act_for(&caller, other).await {
+            Ok((caller, rule)) => (caller.clone(), asked.acting(caller, rule)),
+            Err(reason) => return asked.denied(reason).turned_down(&host, Fault::denied()),
+        },
+    };
+    let on = match (request.domain(), facts.as_ref()) {
+        (None, _) => Subject::Host,
+        (Some(_), None) => Subject::UnknownDomain,
+        (Some(_), Some(facts)) => Subject::Domain(facts.into()),
+    };
+    let verdict = host.may(&caller, request.verb(), on);
+    let deadline = deadline(&header);
+    if let (Some(domain), None) = (request.domain(), &facts) {
+        let missing = Missing {
+            verdict,
+            domain,
+            caller: &caller,
+        };
+        let digest = digest(&header, &body);
+        return missing
+            .answer(&request, asked, digest, deadline, &host)
+            .await;
+    }
+    let grant = match verdict {
         Verdict::Allow(grant) => grant,
         Verdict::Deny(reason) => {
             return asked
@@ -110,22 +125,8 @@ async fn answer(
         }
     };
     let asked = asked.allowed(&grant);
-    let deadline = deadline(&header);
-    if let Some(fault) = absent(&host, &header, &request, facts.as_ref()) {
-        // It may be absent because this call, sent before, removed it.
-        let (repeats, digest) = (&host.repeats, digest(&header, &body));
-        let known = match request.verb().effect() {
-            Effect::Change => {
-                repeats
-                    .recall(&host.store, asked.key(), digest, deadline)
-                    .await
-            }
-            Effect::Read => None,
-        };
-        return match known {
-            Some(outcome) => asked.repeated(&host, outcome),
-            None => asked.turned_down(&host, fault),
-        };
+    if let Some(fault) = no_such_hypervisor(&host, &header) {
+        return asked.turned_down(&host, fault);
     }
 
     let work = Work {
@@ -141,13 +142,10 @@ async fn answer(
         Effect::Read => {
             let host = Arc::clone(&work.host);
             let caller = work.caller.clone();
-            let question = Question {
-                verb: request.verb(),
-                uuid: work.facts.as_ref().map(|facts| facts.uuid),
-            };
+            let (verb, uuid) = (request.verb(), work.facts.as_ref().map(|facts| facts.uuid));
             let outcome = tokio::select! {
                 outcome = perform::perform(grant, request, work) => outcome,
-                () = right_ends(&host, &caller, &question) => Err(Fault::denied()),
+                () = host.right_ends(&caller, verb, uuid) => Err(Fault::denied()),
             };
             host.audit.note(asked.ended(Kind::Call, &outcome));
             outcome
@@ -200,76 +198,61 @@ async fn change(
     outcome
 }
 
-/// What a read that goes on was allowed.
-struct Question {
-    verb: Verb,
-    uuid: Option<Uuid>,
+/// A call about a domain that is not here, which must look as if it were here and forbidden.
+struct Missing<'a> {
+    verdict: Verdict,
+    domain: &'a DomainRef,
+    caller: &'a Caller,
 }
 
-/// Returns when a read that goes on is no longer allowed: rules and facts change under it.
-async fn right_ends(host: &Host, caller: &Caller, question: &Question) {
-    loop {
-        sleep(STREAM_REVIEW).await;
-        host.reread_policy();
-        let facts = question
-            .uuid
-            .map(|uuid| host.hypervisors.find(&DomainRef::Uuid(uuid), None));
-        let on = match &facts {
-            None => Subject::Host,
-            Some(None) => Subject::UnknownDomain,
-            Some(Some(facts)) => Subject::Domain(facts.into()),
+impl Missing<'_> {
+    /// Whoever repeats a call that removed the domain gets what came of it: it was judged when it was carried out, and nothing is carried out
+    /// now. Administrators are told that it is not there, whoever may ask at all that nothing is known yet, and all others nothing.
+    async fn answer(
+        self,
+        request: &Request,
+        asked: Asked,
+        digest: [u8; 32],
+        deadline: Instant,
+        host: &Host,
+    ) -> Outcome {
+        let (asked, is_administrator) = match self.verdict {
+            Verdict::Allow(grant) => (asked.allowed(&grant), grant.administrator()),
+            Verdict::Deny(reason) => (asked.denied(reason.to_string()), false),
         };
-        if let Verdict::Deny(_) = host.decide(&caller.query(question.verb, on)) {
-            return;
+        if request.verb().effect() == Effect::Change {
+            let known = host
+                .repeats
+                .recall(&host.store, asked.key(), digest, deadline);
+            if let Some(outcome) = known.await {
+                return asked.repeated(host, outcome);
+            }
+        }
+        let fault = unknown_domain(host, self.domain);
+        let may_hear = is_administrator
+            || (fault.code == Code::Unavailable
+                && matches!(
+                    host.may(self.caller, Verb::List, Subject::Host),
+                    Verdict::Allow(_)
+                ));
+        if may_hear {
+            asked.turned_down(host, fault)
+        } else {
+            asked
+                .denied("there is no such domain here".to_owned())
+                .turned_down(host, Fault::denied())
         }
     }
 }
 
-/// Asks the policy about a request and the facts that it is about.
-fn decide(host: &Host, caller: &Caller, request: &Request, facts: Option<&Facts>) -> Verdict {
-    let on = match (request.domain(), facts) {
-        (None, _) => Subject::Host,
-        (Some(_), None) => Subject::UnknownDomain,
-        (Some(_), Some(facts)) => Subject::Domain(facts.into()),
-    };
-    host.decide(&caller.query(request.verb(), on))
-}
-
-impl<'a> From<&'a Facts> for DomainFacts<'a> {
-    fn from(facts: &'a Facts) -> Self {
-        Self {
-            uuid: facts.uuid,
-            name: &facts.name,
-            hypervisor: &facts.uri,
-            state: facts.state,
-            metadata: facts.metadata.as_ref().as_ref().map_err(String::as_str),
-            lease: facts.lease.as_deref(),
-            revision: facts.revision,
-            stale: facts.stale,
-        }
-    }
-}
-
-/// What only those are told who may do it: that something is not there.
-fn absent(
-    host: &Host,
-    header: &CallHeader,
-    request: &Request,
-    facts: Option<&Facts>,
-) -> Option<Fault> {
-    match &header.hypervisor {
-        Some(uri) if !host.hypervisors.has(uri) => {
-            return Some(Fault::new(
-                Code::NotFound,
-                format!("this host has no hypervisor '{uri}'; `rxm info` lists them"),
-            ));
-        }
-        Some(_) | None => {}
-    }
-    match (request.domain(), facts) {
-        (Some(domain), None) => Some(unknown_domain(host, domain)),
-        _ => None,
-    }
+fn no_such_hypervisor(host: &Host, header: &CallHeader) -> Option<Fault> {
+    let uri = header.hypervisor.as_ref()?;
+    (!host.hypervisors.has(uri)).then(|| {
+        Fault::new(
+            Code::NotFound,
+            format!("this host has no hypervisor '{uri}'; `rxm info` lists them"),
+        )
+    })
 }
 
 fn unknown_domain(host: &Host, domain: &DomainRef) -> Fault {
@@ -325,6 +308,8 @@ fn digest(header: &CallHeader, body: &[u8]) -> [u8; 32] {
 #[derive(Clone)]
 struct Asked {
     caller: Caller,
+    on_behalf_of: String,
+    act_for_rule: String,
     id: Uuid,
     began: Instant,
     hypervisor: String,
@@ -340,6 +325,12 @@ impl Asked {
     fn new(caller: &Caller, header: &CallHeader, began: Instant) -> Self {
         Self {
             caller: caller.clone(),
+            on_behalf_of: header
+                .on_behalf_of
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            act_for_rule: String::new(),
             id: header.id,
             began,
             hypervisor: header.hypervisor.clone().unwrap_or_default(),
@@ -366,6 +357,15 @@ impl Asked {
                 .map(|facts| facts.uuid.to_string())
                 .unwrap_or_default(),
             arguments: perform::arguments(request),
+            ..self
+        }
+    }
+
+    /// From here on the caller acts for somebody else, by this rule.
+    fn acting(self, caller: Caller, act_for_rule: String) -> Self {
+        Self {
+            caller,
+            act_for_rule,
             ..self
         }
     }
@@ -400,8 +400,8 @@ impl Asked {
 
     fn key(&self) -> CallKey {
         CallKey {
-            principal: self.caller.principal.to_string(),
-            on_behalf_of: String::new(),
+            principal: self.caller.proven.principal.to_string(),
+            on_behalf_of: self.on_behalf_of.clone(),
             id: self.id,
         }
     }
@@ -423,9 +423,13 @@ impl Asked {
             verdict,
             ..
         } = self;
+        let behalf = match self.on_behalf_of.as_str() {
+            "" => String::new(),
+            other => format!(" for {}", quoted(other)),
+        };
         let sentence = format!(
-            "{} {verb}{on} from {}: {verdict}{rule}; {what}",
-            quoted(caller.principal.as_str()),
+            "{}{behalf} {verb}{on} from {}: {verdict}{rule}; {what}",
+            quoted(caller.proven.principal.as_str()),
             caller.address
         );
         caller
@@ -438,6 +442,8 @@ impl Asked {
             .with("args", &self.arguments)
             .with("verdict", verdict)
             .with("rule", &self.rule)
+            .with("on-behalf-of", &self.on_behalf_of)
+            .with("act-for-rule", &self.act_for_rule)
     }
 
     fn ended(&self, kind: Kind, outcome: &Outcome) -> Record {

@@ -25,8 +25,8 @@ pub(crate) enum Piece {
 /// Who is at the other end, as every verdict and record needs it.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
-    /// As Kerberos proved it.
-    pub(crate) principal: Principal,
+    /// Who it is, as Kerberos proved it.
+    pub(crate) proven: Arc<Person>,
     /// Whose rights count: the caller's own, or those of whom the caller acts for.
     pub(crate) person: Arc<Person>,
     pub(crate) address: IpAddr,
@@ -48,14 +48,15 @@ impl Caller {
 
     /// Returns the proven principal where it acts for somebody else.
     pub(crate) fn acting(&self) -> Option<&Principal> {
-        (self.principal != self.person.principal).then_some(&self.principal)
+        let proven = &self.proven.principal;
+        (*proven != self.person.principal).then_some(proven)
     }
 
     /// Begins an audit record about this caller.
     pub(crate) fn record(&self, kind: Kind, sentence: impl AsRef<str>) -> Record {
         Record::new(kind, sentence)
             .with("session", &self.session)
-            .with("principal", self.principal.as_str())
+            .with("principal", self.proven.principal.as_str())
             .with("address", self.address.to_string())
     }
 }

@@ -9,6 +9,7 @@ use std::{
 
 use jiff::SignedDuration;
 use serde::{Deserialize, Deserializer, de::Error as _};
+use xman_common::name::Principal as PrincipalPattern;
 use xman_common::{name::HostName, protocol::PORT};
 use xman_policy::k5login;
 
@@ -76,6 +77,18 @@ pub(crate) struct Authorization {
     pub(crate) backends: Vec<Backend>,
     /// The administrators of this machine.
     pub(crate) k5login: PathBuf,
+    /// A folder of `*.cedar` and `groups.toml`.
+    pub(crate) cedar: PathBuf,
+    /// Whether policies see the Unix groups of a principal's local account, as `unix:NAME`.
+    pub(crate) unix_groups: bool,
+    /// The socket of the site's own authority.
+    pub(crate) external: PathBuf,
+    /// How long it may take for one question, or for those of one list.
+    #[serde(deserialize_with = "span")]
+    pub(crate) external_timeout: Duration,
+    /// Principals that may act for others where a policy allows `act-for`.
+    #[serde(deserialize_with = "patterns")]
+    pub(crate) act_for: Vec<PrincipalPattern>,
 }
 
 /// A way to decide.
@@ -84,6 +97,10 @@ pub(crate) struct Authorization {
 pub(crate) enum Backend {
     /// One principal a line.
     K5login,
+    /// Site policies in the Cedar language.
+    Cedar,
+    /// Another program decides.
+    External,
 }
 
 /// `[migration]`
@@ -138,6 +155,11 @@ impl Default for Authorization {
         Self {
             backends: vec![Backend::K5login],
             k5login: "/root/.k5login".into(),
+            cedar: "/etc/xman/policy".into(),
+            unix_groups: false,
+            external: "/run/xman/authz.sock".into(),
+            external_timeout: Duration::from_secs(2),
+            act_for: Vec::new(),
         }
     }
 }
@@ -170,6 +192,13 @@ fn span<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error
         .ok()
         .filter(|span| !span.is_zero())
         .ok_or_else(|| D::Error::custom("a time span above zero, as \"10s\""))
+}
+
+fn patterns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PrincipalPattern>, D::Error> {
+    Vec::<String>::deserialize(deserializer)?
+        .iter()
+        .map(|text| text.parse().map_err(D::Error::custom))
+        .collect()
 }
 
 impl Config {
@@ -279,8 +308,23 @@ pub(crate) async fn check(config: &Config, keys: Result<String, String>) -> Vec<
             },
         });
     }
-    let k5login = &config.authorization.k5login;
-    findings.push(Finding {
+    for backend in &config.authorization.backends {
+        match backend {
+            Backend::K5login => findings.extend(check_k5login(&config.authorization.k5login)),
+            Backend::Cedar | Backend::External => {}
+        }
+    }
+    for uri in &config.hypervisors {
+        findings.push(Finding {
+            what: format!("hypervisor {uri}"),
+            how: Hypervisors::check(uri).await,
+        });
+    }
+    findings
+}
+
+fn check_k5login(k5login: &Path) -> Vec<Finding> {
+    let mut findings = vec![Finding {
         what: format!(".k5login {}", k5login.display()),
         how: match k5login::load(k5login, ROOT) {
             Ok(list) if list.is_empty() => {
@@ -289,7 +333,7 @@ pub(crate) async fn check(config: &Config, keys: Result<String, String>) -> Vec<
             Ok(list) => Ok(format!("lists {} principals", list.len())),
             Err(trouble) => Err(trouble.to_string()),
         },
-    });
+    }];
     if let Ok(list) = k5login::load(k5login, ROOT) {
         for warning in list.warnings() {
             findings.push(Finding {
@@ -297,12 +341,6 @@ pub(crate) async fn check(config: &Config, keys: Result<String, String>) -> Vec<
                 how: Err(warning.to_string()),
             });
         }
-    }
-    for uri in &config.hypervisors {
-        findings.push(Finding {
-            what: format!("hypervisor {uri}"),
-            how: Hypervisors::check(uri).await,
-        });
     }
     findings
 }

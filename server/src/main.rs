@@ -9,11 +9,14 @@ mod clock;
 mod config;
 mod dmesg;
 mod door;
+mod expect;
 mod hypervisor;
 mod jobs;
 mod listen;
+mod people;
 mod perform;
 mod repeat;
+mod rights;
 mod session;
 mod store;
 
@@ -21,31 +24,32 @@ use std::{
     ffi::OsStr,
     io,
     os::unix::process::CommandExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{self, ExitCode},
     sync::Arc,
     time::Duration,
 };
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use sd_notify::NotifyState;
 use tokio::{
     runtime::Runtime,
     signal::unix::{Signal, SignalKind, signal},
-    task::block_in_place,
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing_subscriber::EnvFilter;
 use xman_common::gss::Keys;
-use xman_policy::{Authorizer, Chain, Query, Verdict, k5login::K5login};
+use xman_policy::{Authorizer, Chain, k5login::K5login};
 
 use crate::{
     audit::Audit,
     config::{Backend, Config},
     door::Door,
+    expect::Table,
     hypervisor::Hypervisors,
     jobs::Jobs,
+    people::People,
     repeat::Repeats,
     store::Store,
 };
@@ -76,6 +80,34 @@ struct Arguments {
     /// Opens everything that the configuration names, says what is wrong and what to do, and ends.
     #[arg(long)]
     check: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// What concerns the rules by which is decided.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// Holds the configured rules against a table of expected decisions; exits with 1 where one comes out otherwise.
+    #[command(after_help = "\
+FILE holds tables like this one:
+
+    [[expect]]
+    principal = \"alice@EXAMPLE.ORG\"
+    action = \"pause\"
+    domain = { name = \"web\", owners = [\"alice@EXAMPLE.ORG\"] }
+    decision = \"allow\"
+
+xmand.toml(5) has all the keys.")]
+    Test {
+        /// The table.
+        file: PathBuf,
+    },
 }
 
 /// A machine running xmand: what its sessions share.
@@ -83,6 +115,7 @@ struct Host {
     config: Config,
     keys: Keys,
     policy: Chain,
+    people: People,
     audit: Audit,
     store: Store,
     hypervisors: Hypervisors,
@@ -95,20 +128,6 @@ struct Host {
 }
 
 impl Host {
-    /// Answers a question. Where that means to ask outside of this process, the thread's other tasks go elsewhere meanwhile.
-    fn decide(&self, query: &Query<'_>) -> Verdict {
-        if self.policy.waits() {
-            block_in_place(|| self.policy.decide(query))
-        } else {
-            self.policy.decide(query)
-        }
-    }
-
-    /// Answers questions that belong together, by one version of the rules.
-    fn decide_all(&self, queries: &[Query<'_>]) -> Vec<Verdict> {
-        block_in_place(|| self.policy.decide_all(queries))
-    }
-
     /// Takes authorization files that have changed, and says so.
     fn reread_policy(&self) {
         for (backend, reload) in self.policy.refresh() {
@@ -137,6 +156,9 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return complain(&error.to_string()),
     };
+    if let Some(Command::Policy(PolicyCommand::Test { file })) = &arguments.command {
+        return test_policy(&config, file).unwrap_or_else(|error| complain(&error));
+    }
     if let Err(error) = adopt_keytab(&config) {
         return complain(&error);
     }
@@ -199,6 +221,27 @@ fn open_keys(config: &Config) -> Result<Keys, String> {
     })
 }
 
+fn test_policy(config: &Config, file: &Path) -> Result<ExitCode, String> {
+    let table = Table::read(file).map_err(|error| error.to_string())?;
+    let chain = policy(config)?;
+    for (backend, reload) in chain.refresh() {
+        if !reload.usable {
+            return Err(format!("{backend}: {}", reload.summary));
+        }
+    }
+    let findings = table.hold_against(&chain);
+    for finding in &findings {
+        println!("{finding}");
+    }
+    let wrong = findings.iter().filter(|finding| !finding.is_well()).count();
+    println!("{} expectations, {wrong} wrong", findings.len());
+    Ok(if wrong == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
 async fn check(config: &Config) -> Result<ExitCode, String> {
     let keys = open_keys(config).map(|_| "has a key of the service xman".to_owned());
     let findings = config::check(config, keys).await;
@@ -233,7 +276,8 @@ async fn serve(config: Config) -> Result<ExitCode, String> {
     let listeners = listen::bind(&config.listen).await?;
     let host = Arc::new(Host {
         keys,
-        policy: policy(&config),
+        policy: policy(&config)?,
+        people: People::new(config.authorization.unix_groups),
         audit: Audit::start(&config.syslog)
             .map_err(|error| format!("cannot start the audit log: {error}"))?,
         store,
@@ -260,19 +304,16 @@ async fn serve(config: Config) -> Result<ExitCode, String> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn policy(config: &Config) -> Chain {
-    let backends = config
-        .authorization
-        .backends
-        .iter()
-        .map(|backend| -> Box<dyn Authorizer> {
-            match backend {
-                Backend::K5login => {
-                    Box::new(K5login::new(config.authorization.k5login.clone(), ROOT))
-                }
-            }
-        });
-    Chain::new(backends.collect())
+/// Makes the configured chain. Site policies that cannot be used stop the start: nobody shall believe that they are in force.
+fn policy(config: &Config) -> Result<Chain, String> {
+    let authorization = &config.authorization;
+    let backends = authorization.backends.iter().map(|backend| {
+        Ok::<Box<dyn Authorizer>, String>(match backend {
+            Backend::K5login => Box::new(K5login::new(authorization.k5login.clone(), ROOT)),
+            Backend::Cedar | Backend::External => return Err("not yet".to_owned()),
+        })
+    });
+    backends.collect::<Result<_, _>>().map(Chain::new)
 }
 
 struct Signals {

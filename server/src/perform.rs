@@ -8,11 +8,14 @@ use tokio::{
     time::Instant,
 };
 use uuid::Uuid;
-use xman_common::protocol::{
-    Ask, Code, Dmesg, DomainRow, Fault, Identity, Item, JobRow, JobState, List, Migrate, Progress,
-    Reply, Request, Verb,
+use xman_common::{
+    name::DomainRef,
+    protocol::{
+        Ask, Code, Dmesg, DomainRow, Fault, HostInfo, Identity, Item, JobRow, JobState, List,
+        Migrate, Progress, Reply, Request, Verb,
+    },
 };
-use xman_policy::{Action, Grant, Subject, UnixGroups, Verdict};
+use xman_policy::{Action, Grant, Person, Subject, UnixGroups, UnknownAction, Verdict};
 
 use crate::{
     Host,
@@ -26,6 +29,8 @@ use crate::{
 const ROWS_A_FRAME: usize = 100;
 /// Bytes of text in one frame.
 const TEXT_A_FRAME: usize = 32 * 1024;
+/// Domains that `whoami` looks at to tell what may be done to some of them.
+const LOOKED_AT: usize = 50;
 /// Pieces of a log that wait for the connection.
 const LOG_AHEAD: usize = 16;
 
@@ -58,7 +63,7 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
     match request {
         Request::Whoami(_) => Ok(Reply::Whoami(whoami(&grant, &work))),
         Request::List(list) => send_rows(&list, &work).await,
-        Request::Info(_) => Ok(Reply::Info(hypervisors.info())),
+        Request::Info(_) => Ok(Reply::Info(info(&grant, &work))),
         Request::Dmesg(dmesg) => messages(&dmesg, &work).await,
         Request::Describe(describe) => {
             let xml = hypervisors
@@ -166,7 +171,7 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
                 .map_err(|error| Fault::new(Code::Unavailable, error.to_string()))?;
             let jobs: Vec<Item> = jobs
                 .into_iter()
-                .filter(|job| may_see(&grant, &work, job))
+                .filter(|job| may_see(&grant, &work, Verb::JobList, job))
                 .map(Item::Job)
                 .collect();
             for piece in jobs.chunks(ROWS_A_FRAME) {
@@ -176,10 +181,15 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
         }
         Request::JobWait(on) => follow_job(&grant, on.job, &work).await.map(Reply::Job),
         Request::JobCancel(on) => match host.jobs.find(on.job) {
-            Some(job) if may_see(&grant, &work, &job.row) => {
+            Some(job) if may_see(&grant, &work, Verb::JobCancel, &job.row) => {
                 let target = Target {
+                    // A job is its beginner's, whatever has become of the domain since.
+                    judge: if is_beginner(&work, &job.row) {
+                        Arc::new(|_| Ok(()))
+                    } else {
+                        work.judge(Verb::JobCancel)
+                    },
                     facts: job.facts,
-                    judge: work.judge(Verb::JobCancel),
                 };
                 hypervisors
                     .migrate_abort(target, deadline)
@@ -218,8 +228,13 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
             )
             .await
             .map(Reply::Domain),
-        Request::Explain(_) | Request::ExplainOther(_) => {
-            Err(Fault::new(Code::Unsupported, "not yet"))
+        Request::Explain(explain) => {
+            let person = Arc::clone(&work.caller.person);
+            explained(&explain.action, explain.domain.as_ref(), person, &work).await
+        }
+        Request::ExplainOther(explain) => {
+            let person = Arc::new(host.people.find(&explain.principal).await);
+            explained(&explain.action, explain.domain.as_ref(), person, &work).await
         }
     }
 }
@@ -396,37 +411,156 @@ impl Work {
     }
 }
 
-fn ask_again(host: &Host, caller: &Caller, verb: Verb, on: Subject<'_>) -> Result<(), Fault> {
+fn ask_again(
+    host: &Host,
+    caller: &Caller,
+    action: impl Into<Action>,
+    on: Subject<'_>,
+) -> Result<(), Fault> {
     host.reread_policy();
-    match host.decide(&caller.query(verb, on)) {
+    match host.may(caller, action, on) {
         Verdict::Allow(_) => Ok(()),
         Verdict::Deny(_) => Err(Fault::denied()),
     }
 }
 
+/// Tells what the caller may do on the host, on any domain that it does not own, or on one of those it sees.
 fn whoami(grant: &Grant, work: &Work) -> Identity {
-    let allowed = |verb: &Verb, on| {
-        matches!(
-            work.host.decide(&work.caller.query(*verb, on)),
-            Verdict::Allow(_)
-        )
-    };
+    let (host, caller) = (&work.host, &work.caller);
+    let allowed = |verb: Verb, on| matches!(host.may(caller, verb, on), Verdict::Allow(_));
+    let everywhere =
+        |verb: Verb| allowed(verb, Subject::Host) || allowed(verb, Subject::UnknownDomain);
+    let (mut verbs, others): (Vec<Verb>, Vec<Verb>) =
+        Verb::ALL.iter().partition(|verb| everywhere(**verb));
+    if !others.is_empty() {
+        let seen = host.visible(caller);
+        let on_one = |verb: &Verb| {
+            seen.iter()
+                .take(LOOKED_AT)
+                .any(|(facts, _)| allowed(*verb, Subject::Domain(facts.into())))
+        };
+        verbs.extend(others.into_iter().filter(on_one));
+        verbs.sort();
+    }
     Identity {
-        principal: work.caller.person.principal.clone(),
-        groups: match &work.caller.person.unix_groups {
+        principal: caller.person.principal.clone(),
+        until: seconds(caller.until),
+        verbs: verbs.iter().map(ToString::to_string).collect(),
+        rule: grant.rule().to_owned(),
+        groups: match &caller.person.unix_groups {
             UnixGroups::Known(groups) => groups.clone(),
             UnixGroups::Unasked | UnixGroups::Unknown(_) => Vec::new(),
         },
-        acting: work.caller.acting().cloned(),
-        until: seconds(work.caller.until),
-        verbs: Verb::ALL
-            .iter()
-            .filter(|verb| allowed(verb, Subject::Host) || allowed(verb, Subject::UnknownDomain))
-            .map(ToString::to_string)
-            .collect(),
-        rule: grant.rule().to_owned(),
-        session: work.caller.session.clone(),
+        acting: caller.acting().cloned(),
+        session: caller.session.clone(),
     }
+}
+
+/// Explains what somebody may do, as far as who asks may see the domain.
+async fn explained(
+    action: &str,
+    domain: Option<&DomainRef>,
+    person: Arc<Person>,
+    work: &Work,
+) -> Outcome {
+    let action: Action = action
+        .parse()
+        .map_err(|error: UnknownAction| Fault::new(Code::BadRequest, error.to_string()))?;
+    let named = domain.map(ToString::to_string).unwrap_or_default();
+    let host = &work.host;
+    if action == Action::ActFor {
+        let other = named.parse().map_err(|error| {
+            Fault::new(
+                Code::BadRequest,
+                format!("to act for whom? Name a principal in the domain's place: {error}"),
+            )
+        })?;
+        let other = host.people.find(&other).await;
+        return Ok(Reply::Explained(host.explain(
+            &person,
+            action,
+            Subject::Person(&other),
+            &named,
+            &work.caller,
+        )));
+    }
+    let facts = domain.and_then(|domain| {
+        let facts = host.hypervisors.find(domain, work.hypervisor.as_deref())?;
+        let seen = host.may(&work.caller, Verb::List, Subject::Domain((&facts).into()));
+        matches!(seen, Verdict::Allow(_)).then_some(facts)
+    });
+    let on = match (domain, &facts) {
+        (Some(_), Some(facts)) => Subject::Domain(facts.into()),
+        (Some(_), None) => Subject::UnknownDomain,
+        (None, _) if is_about_the_host(action) => Subject::Host,
+        (None, _) => Subject::UnknownDomain,
+    };
+    let explanation = host.explain(&person, action, on, &named, &work.caller);
+    Ok(Reply::Explained(explanation))
+}
+
+/// Whether an action that names no domain is about the host; the others are then about a domain that is nobody's.
+fn is_about_the_host(action: Action) -> bool {
+    match action {
+        Action::Verb(
+            Verb::Whoami
+            | Verb::List
+            | Verb::Info
+            | Verb::Dmesg
+            | Verb::Create
+            | Verb::Define
+            | Verb::JobList
+            | Verb::JobWait
+            | Verb::JobCancel
+            | Verb::Explain
+            | Verb::ExplainOther,
+        ) => true,
+        Action::Verb(
+            Verb::Describe
+            | Verb::DescribeSecrets
+            | Verb::Undefine
+            | Verb::Start
+            | Verb::Destroy
+            | Verb::Reboot
+            | Verb::Shutdown
+            | Verb::Pause
+            | Verb::Unpause
+            | Verb::MemSet
+            | Verb::VcpuSet
+            | Verb::Migrate
+            | Verb::MigrateAbort
+            | Verb::Owner
+            | Verb::Label
+            | Verb::Class,
+        )
+        | Action::Own
+        | Action::ActFor => false,
+    }
+}
+
+/// What is said of the host; of its domains only those count that the caller may see.
+fn info(grant: &Grant, work: &Work) -> HostInfo {
+    let info = work.host.hypervisors.info();
+    if grant.administrator() {
+        return info;
+    }
+    let seen = work.host.visible(&work.caller);
+    let active = || {
+        seen.iter()
+            .map(|(_, row)| row)
+            .filter(|row| row.state.is_active())
+    };
+    HostInfo {
+        domains: count(seen.len()),
+        active: count(active().count()),
+        used_vcpus: active().fold(0, |sum, row| sum.saturating_add(row.vcpus)),
+        used_memory_kib: active().fold(0, |sum, row| sum.saturating_add(row.memory_kib)),
+        ..info
+    }
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 async fn send_rows(list: &List, work: &Work) -> Outcome {
@@ -438,26 +572,18 @@ async fn send_rows(list: &List, work: &Work) -> Outcome {
             format!("nothing is known of the domains yet: {why}"),
         ));
     }
-    let may_view = |facts: &Facts| {
-        let on = Subject::Domain(facts.into());
-        matches!(
-            work.host.decide(&work.caller.query(Verb::List, on)),
-            Verdict::Allow(_)
-        )
-    };
     let mut rows = work
         .host
-        .hypervisors
-        .rows()
+        .visible(&work.caller)
         .into_iter()
-        .filter(|(facts, row)| {
+        .map(|(_, row)| row)
+        .filter(|row| {
             work.hypervisor
                 .as_ref()
                 .is_none_or(|uri| *uri == row.hypervisor)
                 && wanted.takes(row)
-                && may_view(facts)
         })
-        .map(|(_, row)| Item::Domain(row))
+        .map(Item::Domain)
         .peekable();
     while rows.peek().is_some() {
         let piece = rows.by_ref().take(ROWS_A_FRAME).collect();
@@ -550,7 +676,7 @@ async fn move_away(migrate: Migrate, work: &Work) -> Result<JobRow, Fault> {
     let facts = target.facts.clone();
     let row = JobRow {
         id: work.id,
-        principal: work.caller.principal.clone(),
+        principal: work.caller.person.principal.clone(),
         verb: Verb::Migrate.to_string(),
         domain: facts.name.clone(),
         uuid: facts.uuid,
@@ -594,14 +720,20 @@ async fn pass_on(mut progress: watch::Receiver<Option<Progress>>, work: &Work) {
 
 async fn follow_job(grant: &Grant, id: Uuid, work: &Work) -> Result<JobRow, Fault> {
     let host = &work.host;
-    if let Some(mut job) = host
-        .jobs
-        .find(id)
-        .filter(|job| may_see(grant, work, &job.row))
-    {
+    let may_see = |job: &JobRow| may_see(grant, work, Verb::JobWait, job);
+    if let Some(mut job) = host.jobs.find(id).filter(|job| may_see(&job.row)) {
+        let is_own = is_beginner(work, &job.row);
+        let right_ends = async {
+            if is_own || grant.administrator() {
+                std::future::pending::<()>().await;
+            }
+            host.right_ends(&work.caller, Verb::JobWait, Some(job.row.uuid))
+                .await;
+        };
         let ended = tokio::select! {
             ended = job.ended.wait_for(Option::is_some) => ended.ok().and_then(|row| row.clone()),
             () = async { pass_on(job.progress, work).await; std::future::pending().await } => None,
+            () = right_ends => return Err(Fault::denied()),
         };
         if let Some(row) = ended {
             return Ok(row);
@@ -613,13 +745,27 @@ async fn follow_job(grant: &Grant, id: Uuid, work: &Work) -> Result<JobRow, Faul
         .await
         .map_err(|error| Fault::new(Code::Unavailable, error.to_string()))?;
     jobs.into_iter()
-        .find(|job| job.id == id && may_see(grant, work, job))
+        .find(|job| job.id == id && may_see(job))
         .ok_or_else(|| no_such_job(id))
 }
 
-/// A job is its principal's and the administrators'.
-fn may_see(grant: &Grant, work: &Work, job: &JobRow) -> bool {
-    grant.administrator() || job.principal == work.caller.principal
+/// A job is its beginner's, the administrators', and theirs who may do the verb to its domain.
+fn may_see(grant: &Grant, work: &Work, verb: Verb, job: &JobRow) -> bool {
+    let may = || {
+        let facts = work
+            .host
+            .hypervisors
+            .find(&DomainRef::Uuid(job.uuid), None)?;
+        let verdict = work
+            .host
+            .may(&work.caller, verb, Subject::Domain((&facts).into()));
+        matches!(verdict, Verdict::Allow(_)).then_some(())
+    };
+    grant.administrator() || is_beginner(work, job) || may().is_some()
+}
+
+fn is_beginner(work: &Work, job: &JobRow) -> bool {
+    job.principal == work.caller.person.principal
 }
 
 fn no_such_job(id: Uuid) -> Fault {

@@ -29,7 +29,7 @@ use xman_common::{
         Call, Code, Effect, Fault, FromCaller, FromHost, Hello, MAX_CALLS_AHEAD, Verb, Welcome,
     },
 };
-use xman_policy::{Person, UnixGroups};
+use xman_policy::UnixGroups;
 
 use crate::{
     Host, SOFTWARE,
@@ -93,13 +93,13 @@ pub(crate) async fn run(
         .get(..12)
         .unwrap_or_default()
         .to_owned();
-    let person = Arc::new(Person {
-        principal: principal.clone(),
-        unix_groups: UnixGroups::Unasked,
-    });
+    let proven = Arc::new(host.people.find(&principal).await);
+    if let UnixGroups::Unknown(why) = &proven.unix_groups {
+        tracing::warn!(%principal, "its Unix groups are not known in this session: {why}");
+    }
     let caller = Caller {
-        principal,
-        person,
+        person: Arc::clone(&proven),
+        proven,
         address,
         session,
         until,
@@ -110,7 +110,7 @@ pub(crate) async fn run(
                 Kind::Opened,
                 format!(
                     "{} connected from {address}",
-                    quoted(caller.principal.as_str())
+                    quoted(caller.proven.principal.as_str())
                 ),
             )
             .with("port", port.to_string())
@@ -124,7 +124,7 @@ pub(crate) async fn run(
         Kind::Closed,
         format!(
             "{} from {address} left: {why}",
-            quoted(caller.principal.as_str())
+            quoted(caller.proven.principal.as_str())
         ),
     ));
 }
@@ -227,7 +227,7 @@ impl Session {
             preface: caller,
             answer: host,
             software: SOFTWARE.to_owned(),
-            principal: self.caller.principal.clone(),
+            principal: self.caller.proven.principal.clone(),
             until: seconds(self.caller.until),
             session: self.caller.session.clone(),
         };
@@ -399,7 +399,7 @@ impl Session {
         let step = tokio::task::spawn_blocking(move || acceptor.step(&token))
             .await
             .map_err(|_| ChannelError::Broken("the GSSAPI library failed"))?;
-        let (context, token) = same_caller(step, &self.caller.principal)?;
+        let (context, token) = same_caller(step, &self.caller.proven.principal)?;
         self.caller.until = sooner(context.until(), until);
         self.warned = false;
         self.channel

@@ -1,0 +1,149 @@
+//! May this caller? Every question to the policy goes through here: at a call's beginning, again in a lane, for each row of a list, and again
+//! and again while something goes on.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{task::block_in_place, time::sleep};
+use uuid::Uuid;
+use xman_common::{
+    name::{DomainRef, Principal},
+    protocol::{DomainRow, Explanation, Verb},
+};
+use xman_policy::{Action, DomainFacts, Person, Query, Subject, Verdict};
+
+use crate::{Host, caller::Caller, hypervisor::Facts};
+
+/// How often what goes on (a log that is followed, a job that is waited for) is judged anew.
+const REVIEW: Duration = Duration::from_secs(1);
+
+impl Host {
+    /// Answers one question. Where that means to ask outside of this process, the thread's other tasks go elsewhere meanwhile.
+    fn decide(&self, query: &Query<'_>) -> Verdict {
+        if self.policy.waits() {
+            block_in_place(|| self.policy.decide(query))
+        } else {
+            self.policy.decide(query)
+        }
+    }
+
+    /// Answers what a caller may do to a subject; who acts for somebody must still be allowed to.
+    pub(crate) fn may(
+        &self,
+        caller: &Caller,
+        action: impl Into<Action>,
+        on: Subject<'_>,
+    ) -> Verdict {
+        match self.may_act(caller) {
+            Some(Verdict::Deny(reason)) => Verdict::Deny(reason),
+            Some(Verdict::Allow(_)) | None => self.decide(&caller.query(action, on)),
+        }
+    }
+
+    /// Answers whether a caller may act for whom it acts for; nothing where it acts for itself.
+    fn may_act(&self, caller: &Caller) -> Option<Verdict> {
+        caller.acting()?;
+        let asked = Caller {
+            person: Arc::clone(&caller.proven),
+            ..caller.clone()
+        };
+        Some(self.decide(&asked.query(Action::ActFor, Subject::Person(&caller.person))))
+    }
+
+    /// Returns the domains that a caller may see, from memory, sorted by name.
+    pub(crate) fn visible(&self, caller: &Caller) -> Vec<(Facts, DomainRow)> {
+        let rows = self.hypervisors.rows();
+        let queries: Vec<_> = rows
+            .iter()
+            .map(|(facts, _)| caller.query(Verb::List, Subject::Domain(facts.into())))
+            .collect();
+        let verdicts = block_in_place(|| self.policy.decide_all(&queries));
+        drop(queries);
+        rows.into_iter()
+            .zip(verdicts)
+            .filter(|(_, verdict)| matches!(verdict, Verdict::Allow(_)))
+            .map(|(row, _)| row)
+            .collect()
+    }
+
+    /// Puts somebody else's rights in the place of a caller's, where configuration and policy let it act for them. Returns the rule as well.
+    ///
+    /// # Errors
+    /// Why it may not, for the log.
+    pub(crate) async fn act_for(
+        &self,
+        caller: &Caller,
+        other: &Principal,
+    ) -> Result<(Caller, String), String> {
+        let proven = &caller.proven.principal;
+        if other == proven {
+            return Ok((caller.clone(), String::new()));
+        }
+        let listed = &self.config.authorization.act_for;
+        if !listed.iter().any(|pattern| pattern == proven) {
+            return Err(format!(
+                "authorization.act-for of xmand.toml does not name {proven}"
+            ));
+        }
+        let acting = Caller {
+            person: Arc::new(self.people.find(other).await),
+            ..caller.clone()
+        };
+        match self.may_act(&acting) {
+            Some(Verdict::Allow(grant)) => {
+                let rule = grant.rule().to_owned();
+                Ok((acting, rule))
+            }
+            Some(Verdict::Deny(reason)) => Err(reason.to_string()),
+            None => Ok((acting, String::new())),
+        }
+    }
+
+    /// Explains what a person may do to a subject that `named` stands for, asked from where the asker is.
+    pub(crate) fn explain(
+        &self,
+        person: &Arc<Person>,
+        action: Action,
+        on: Subject<'_>,
+        named: &str,
+        asker: &Caller,
+    ) -> Explanation {
+        let asked = Caller {
+            proven: Arc::clone(person),
+            person: Arc::clone(person),
+            ..asker.clone()
+        };
+        block_in_place(|| self.policy.explain(&asked.query(action, on), named))
+    }
+
+    /// Returns when a caller may not go on any more with what it was allowed: rules, facts and leases change under it.
+    pub(crate) async fn right_ends(&self, caller: &Caller, verb: Verb, uuid: Option<Uuid>) {
+        loop {
+            sleep(REVIEW).await;
+            self.reread_policy();
+            let facts = uuid.map(|uuid| self.hypervisors.find(&DomainRef::Uuid(uuid), None));
+            let on = match &facts {
+                None => Subject::Host,
+                Some(None) => Subject::UnknownDomain,
+                Some(Some(facts)) => Subject::Domain(facts.into()),
+            };
+            if let Verdict::Deny(_) = self.may(caller, verb, on) {
+                return;
+            }
+        }
+    }
+}
+
+impl<'a> From<&'a Facts> for DomainFacts<'a> {
+    fn from(facts: &'a Facts) -> Self {
+        Self {
+            uuid: facts.uuid,
+            name: &facts.name,
+            hypervisor: &facts.uri,
+            state: facts.state,
+            metadata: facts.metadata.as_ref().as_ref().map_err(String::as_str),
+            lease: facts.lease.as_deref(),
+            revision: facts.revision,
+            stale: facts.stale,
+        }
+    }
+}
