@@ -179,6 +179,7 @@ pub struct Caller {
     address: Address,
     patience: Patience,
     hypervisor: Option<String>,
+    on_behalf_of: Option<Principal>,
     deadline: Instant,
     client: Option<Client>,
     met: Option<Met>,
@@ -201,9 +202,18 @@ impl Caller {
             address,
             patience,
             hypervisor,
+            on_behalf_of: None,
             deadline,
             client: None,
             met: None,
+        }
+    }
+
+    /// Makes every call from now on in somebody's stead: the rights are then that person's alone, and the host decides whether one may.
+    pub fn acting_for(self, principal: Option<Principal>) -> Self {
+        Self {
+            on_behalf_of: principal,
+            ..self
         }
     }
 
@@ -315,6 +325,7 @@ impl Caller {
             id,
             deadline: Some(deadline),
             hypervisor: self.hypervisor.clone(),
+            on_behalf_of: self.on_behalf_of.clone(),
             interrupt: self.patience.interrupt.clone(),
         };
         Ok(client.call(request, &options, events).await?)

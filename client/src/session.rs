@@ -111,6 +111,8 @@ pub struct CallOptions {
     pub deadline: Option<Instant>,
     /// Which of the host's hypervisors is meant.
     pub hypervisor: Option<String>,
+    /// For whom the call is made, where not for the caller itself.
+    pub on_behalf_of: Option<Principal>,
     /// Ends the call when it is raised.
     pub interrupt: Interrupt,
 }
@@ -122,6 +124,7 @@ impl CallOptions {
             id: Uuid::new_v4(),
             deadline: None,
             hypervisor: None,
+            on_behalf_of: None,
             interrupt: Interrupt::never(),
         }
     }
@@ -356,7 +359,7 @@ impl Client {
             deadline_ms,
             verb: request.verb().code(),
             hypervisor: options.hypervisor.clone(),
-            on_behalf_of: None,
+            on_behalf_of: options.on_behalf_of.clone(),
         };
         self.channel
             .send(&FromCaller::Call(Call { header, body }))

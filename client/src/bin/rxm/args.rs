@@ -1,11 +1,16 @@
 //! The command line: help, completion and man pages are made of it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::styling};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{PossibleValue, StringValueParser, TypedValueParser, styling},
+};
 use uuid::Uuid;
-use xman_common::name::HostName;
-use xman_common::protocol::DomainState;
+use xman_common::{
+    name::{HostName, Principal, Tag},
+    protocol::{DomainState, Verb},
+};
 
 use crate::units::{bandwidth, duration, memory_kib, milliseconds};
 
@@ -54,17 +59,27 @@ Domains:
   silent, nothing is changed by a bare name. A pattern that changes more than
   one domain asks first, or wants --yes.
 
+Rights:
+  Each host decides by its own rules. 'rxm explain ACTION [DOMAIN]' says which
+  rule lets you do something or what is missing, 'rxm can' says yes or no.
+  You see only the domains that you may see; a name that you may not see looks
+  like one that is not there, and nothing is changed by it.
+  --on-behalf-of PRINCIPAL asks with that person's rights alone, where a host
+  lets you act for others; the audit has both names.
+
 Output:
   table and wide are for people.
   json and yaml are one array of objects with `host` in each; a host that could
   not be asked is {\"host\": ..., \"error\": {\"code\": ..., \"message\": ...}}.
   Field names are stable; numbers carry their unit in the name (memory_kib).
   What changes domains prints for each the fields of list, and `verb`.
+  A table of list leaves out the hosts on which you may not list; one line on
+  stderr names them.
   name prints one HOST/NAME a line (NAME alone where there is one host).
 
 Exit codes:
-  0    all done
-  1    refused or failed
+  0    all done, or for can: yes; a question that explain has answered is done
+  1    refused or failed, or for can: no
   2    the command line or the configuration is wrong
   3    unreachable
   4    not authenticated: no ticket, or Kerberos fails
@@ -101,6 +116,16 @@ pub(crate) struct Options {
     /// How often at most a host that is busy or unreachable is tried
     #[arg(long, global = true, value_name = "TRIES", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub(crate) retries: u32,
+    /// Act for somebody else, with that person's rights alone, where the host lets you
+    #[arg(
+        long,
+        visible_alias = "as",
+        global = true,
+        value_name = "PRINCIPAL",
+        env = "XMAN_ON_BEHALF_OF",
+        hide_env_values = true
+    )]
+    pub(crate) on_behalf_of: Option<Principal>,
     /// The host's hypervisor, where it has several, by libvirt URI (rxm info lists them)
     #[arg(long, global = true, value_name = "URI")]
     pub(crate) hypervisor: Option<String>,
@@ -159,11 +184,15 @@ Examples:
   rxm list 'grid-*' --state running,paused
   rxm list skirit80/web -o wide
   rxm -H @grid -o name list --state off
+  rxm -H @grid list --owner me
+  rxm -H @grid list --class grid --label project=alpha
 
-A row that is marked stale is what xmand last heard from a libvirt that is silent.
+A row that is marked stale is what xmand last heard from a libvirt that is silent. One whose owners are marked unreadable is nobody's until an \
+    administrator sets them anew.
 
 JSON: host, name, uuid, hypervisor, id (null when off), state, reason, memory_kib, max_memory_kib, vcpus, max_vcpus, cpu_time_ns, \
-    autostart, persistent, age_ms, stale."
+    autostart, persistent, owners (a list), class (or null), labels (an object), metadata_trouble (why these three cannot be read; usually empty), \
+    age_ms, stale."
     )]
     List(ListArgs),
     /// Show a host: processors, memory, hypervisors, load
@@ -289,6 +318,69 @@ Examples:
   rxm migrate skirit80/web skirit81 --detach
   rxm migrate skirit80/web --abort")]
     Migrate(MigrateArgs),
+    /// Show who owns domains, or change it
+    #[command(after_help = "\
+What an owner may do is up to each host's rules. An owner's name is a full Kerberos principal, as klist shows it; + adds it and - takes it away. \
+    A name that begins with H and could be read as -H stands after --.
+
+Examples:
+  rxm owner skirit80/web
+  rxm owner skirit80/web +alice@EXAMPLE.ORG -bob@EXAMPLE.ORG
+  rxm owner 'grid-*' +alice@EXAMPLE.ORG --dry-run")]
+    Owner(OwnerArgs),
+    /// Show the labels of domains, or change them
+    #[command(after_help = "\
+KEY=VALUE sets a label, KEY- takes it away. Keys are small letters, digits, '.', '-' and '_'.
+
+Examples:
+  rxm label skirit80/web
+  rxm label skirit80/web project=alpha tier=front
+  rxm label skirit80/web tier-
+  rxm label 'grid-*' project=alpha --yes")]
+    Label(LabelArgs),
+    /// Show the class of domains, or change it
+    #[command(after_help = "\
+A class says what kind of work a domain is for; hosts have rules for their classes.
+
+Examples:
+  rxm class skirit80/web
+  rxm class skirit80/web grid
+  rxm class skirit80/web --none")]
+    Class(ClassArgs),
+    /// Say why somebody may do something, or why not
+    #[command(
+        override_usage = "rxm explain [OPTIONS] [PRINCIPAL] ACTION [DOMAIN]",
+        after_help = "\
+Tells the decision, the rule behind it, what each of the host's backends says, and what would have to be true. Without a domain it is about the host. \
+    'own' asks whether one owns what one creates; 'act-for' takes a principal in the domain's place. \
+    With one host, a name is asked about as typed: so you learn why you may not, even if you may not see whether it is there. \
+    The question that was answered ends with 0, whatever the answer.
+
+Examples:
+  rxm explain pause skirit80/web
+  rxm explain bob@EXAMPLE.ORG destroy skirit80/web        as far as you may ask about others
+  rxm -H @grid explain create
+  rxm -H skirit80 explain act-for carol@EXAMPLE.ORG
+
+JSON: host, principal, action, domain (null for the host), allowed, backend (that decided, or null), rule, \
+    steps (backend, opinion: allow, deny, none or not-asked, because, wants)."
+    )]
+    Explain(QuestionArgs),
+    /// Say yes or no: may one do something? For scripts
+    #[command(
+        override_usage = "rxm can [OPTIONS] [PRINCIPAL] ACTION [DOMAIN]",
+        after_help = "\
+Prints yes or no (nothing with --quiet) and ends with 0 or 1. Of several hosts all must allow it. \
+    Where a host does not answer and no other says no, it ends as always: 3, 4 or 5.
+
+Examples:
+  rxm can pause skirit80/web
+  rxm -H skirit80 can -q create && rxm -H skirit80 create web.xml
+  rxm can bob@EXAMPLE.ORG start skirit80/web
+
+JSON is that of explain."
+    )]
+    Can(QuestionArgs),
     /// Long work: list it, wait for it, give it up
     #[command(
         subcommand,
@@ -304,8 +396,10 @@ Examples:
 Examples:
   rxm -H skirit80 whoami
   rxm -H @grid -o json whoami
+  rxm -H skirit80 --on-behalf-of bob@EXAMPLE.ORG whoami
 
-JSON: host, principal, service (the host's principal that was really used), until_s (seconds since 1970), rule, verbs, session, xmand.")]
+JSON: host, principal, service (the host's principal that was really used), until_s (seconds since 1970), rule, verbs, groups (your \
+    Unix groups there, where rules may go by them), acting (who acts for the principal, or null), session, xmand.")]
     Whoami,
     /// Write the completion script of a shell
     #[command(after_help = "\
@@ -346,6 +440,24 @@ pub(crate) struct ListArgs {
     /// Only domains in these states, as running,paused
     #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = state)]
     pub(crate) state: Vec<DomainState>,
+    /// Only domains that this principal owns; 'me' is who you are
+    #[arg(long, value_name = "PRINCIPAL", value_parser = owner)]
+    pub(crate) owner: Option<Owner>,
+    /// Only domains of this class
+    #[arg(long)]
+    pub(crate) class: Option<Tag>,
+    /// Only domains with this label, or with this value of it; all of several
+    #[arg(long, value_name = "KEY[=VALUE]", value_parser = label)]
+    pub(crate) label: Vec<(Tag, Option<String>)>,
+}
+
+/// Whose domains are listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// The caller's, or whose the caller acts for.
+    Me,
+    /// Somebody's.
+    One(Principal),
 }
 
 /// Arguments of `dmesg`.
@@ -496,6 +608,113 @@ pub(crate) struct MigrateArgs {
     pub(crate) abort: bool,
 }
 
+/// Arguments of `owner`.
+#[derive(Debug, Args)]
+pub(crate) struct OwnerArgs {
+    /// NAME, UUID, HOST/NAME or shell pattern
+    pub(crate) domain: String,
+    /// +PRINCIPAL makes an owner, -PRINCIPAL takes one away; without any, shows who owns it
+    #[arg(value_name = "+PRINCIPAL|-PRINCIPAL")]
+    pub(crate) changes: Vec<String>,
+}
+
+/// Arguments of `label`.
+#[derive(Debug, Args)]
+pub(crate) struct LabelArgs {
+    /// NAME, UUID, HOST/NAME or shell pattern
+    pub(crate) domain: String,
+    /// KEY=VALUE sets a label, KEY- takes it away; without any, shows them
+    #[arg(value_name = "KEY=VALUE|KEY-")]
+    pub(crate) changes: Vec<String>,
+}
+
+/// Arguments of `class`.
+#[derive(Debug, Args)]
+pub(crate) struct ClassArgs {
+    /// NAME, UUID, HOST/NAME or shell pattern
+    pub(crate) domain: String,
+    /// The class it gets; without, shows which it has
+    #[arg(conflicts_with = "none")]
+    pub(crate) class: Option<Tag>,
+    /// Take it out of its class
+    #[arg(long)]
+    pub(crate) none: bool,
+}
+
+/// Arguments of `explain` and `can`.
+#[derive(Debug, Args)]
+pub(crate) struct QuestionArgs {
+    /// [PRINCIPAL] ACTION [DOMAIN]: whose right (a full principal; your own without), to do what, to which domain (NAME, UUID or HOST/NAME)
+    #[arg(value_name = "QUESTION", required = true, num_args = 1..=3, value_parser = WordParser)]
+    pub(crate) words: Vec<String>,
+}
+
+/// Takes any word, and offers the actions to shells.
+#[derive(Clone)]
+struct WordParser;
+
+impl TypedValueParser for WordParser {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<String, clap::Error> {
+        StringValueParser::new().parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(actions().map(PossibleValue::new)))
+    }
+}
+
+/// Returns all that policies decide about: the verbs, and what is no call.
+pub(crate) fn actions() -> impl Iterator<Item = &'static str> {
+    let verbs = Verb::ALL.iter().map(|verb| verb.name());
+    verbs.chain([OWN, ACT_FOR])
+}
+
+/// To own what one creates.
+const OWN: &str = "own";
+/// To act for somebody else, who is named in the domain's place.
+pub(crate) const ACT_FOR: &str = "act-for";
+
+/// Puts owners to be taken away behind `--`, since their hyphen makes them look like options.
+pub(crate) fn owners_behind_dashes(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut words: Vec<_> = words.collect();
+    if !words.iter().any(|word| word == "owner") {
+        return words;
+    }
+    let dashes = words.iter().position(|word| word == "--");
+    let behind = dashes.map_or_else(|| vec!["--".into()], |at| words.split_off(at));
+    let (gone, mut words): (Vec<_>, Vec<_>) = words
+        .into_iter()
+        .partition(|word| word.to_str().is_some_and(takes_owner_away));
+    if dashes.is_some() || !gone.is_empty() {
+        words.extend(behind);
+        words.extend(gone);
+    }
+    words
+}
+
+/// Returns whether a word is a name after a hyphen: a full principal, unless it is -H with a group of hosts, and whatever begins like no option.
+fn takes_owner_away(word: &str) -> bool {
+    let Some(name) = word.strip_prefix('-').filter(|name| !name.starts_with('-')) else {
+        return false;
+    };
+    // Flags without a value can stand before -H.
+    let rest = name.trim_start_matches(['q', 'y']);
+    let is_group = rest.strip_prefix('H').is_some_and(|hosts| {
+        hosts
+            .split_once('@')
+            .is_some_and(|(before, _)| before.is_empty() || before.ends_with([',', '!', ' ']))
+    });
+    let is_option = rest.is_empty() || rest.starts_with(['H', 'o', 'h', 'V']);
+    !is_option || (!is_group && name.parse::<Principal>().is_ok())
+}
+
 /// What to do with jobs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Job {
@@ -527,6 +746,26 @@ fn state(text: &str) -> Result<DomainState, String> {
         let names: Vec<_> = DomainState::ALL.iter().map(|state| state.name()).collect();
         format!("states are {}", names.join(", "))
     })
+}
+
+fn owner(text: &str) -> Result<Owner, String> {
+    match text {
+        "me" => Ok(Owner::Me),
+        _ => text
+            .parse()
+            .map(Owner::One)
+            .map_err(|error: xman_common::name::BadName| error.to_string()),
+    }
+}
+
+fn label(text: &str) -> Result<(Tag, Option<String>), String> {
+    let (key, value) = text
+        .split_once('=')
+        .map_or((text, None), |(key, value)| (key, Some(value.to_owned())));
+    let key = key
+        .parse()
+        .map_err(|error: xman_common::name::BadName| error.to_string())?;
+    Ok((key, value))
 }
 
 /// Reads the id of a job.
@@ -569,6 +808,115 @@ mod tests {
                 (Some("a"), Format::Json)
             );
         }
+    }
+
+    fn parsed(line: &[&str]) -> Result<Cli, clap::Error> {
+        let words = ["rxm"].iter().chain(line).map(OsString::from);
+        Cli::try_parse_from(owners_behind_dashes(words))
+    }
+
+    #[track_caller]
+    fn changes(line: &[&str], domain: &str, expected: &[&str]) -> Options {
+        let Cli {
+            options,
+            command: Command::Owner(args),
+        } = parsed(line).unwrap()
+        else {
+            panic!("no owner")
+        };
+        assert_eq!(args.domain, domain);
+        assert_eq!(args.changes, expected);
+        options
+    }
+
+    #[test]
+    fn an_owner_is_taken_away_in_spite_of_its_hyphen() {
+        changes(&["owner", "web"], "web", &[]);
+        changes(&["owner", "web", "-bob@R"], "web", &["-bob@R"]);
+        changes(&["owner", "web", "--", "-bob@R"], "web", &["-bob@R"]);
+        changes(
+            &["owner", "web", "--", "+a@R", "-Hb@R"],
+            "web",
+            &["+a@R", "-Hb@R"],
+        );
+        let all = [
+            "owner",
+            "web",
+            "-oscar@R",
+            "+a@R",
+            "-h/x.org@R",
+            "--yes",
+            "-qo",
+            "json",
+        ];
+        let options = changes(&all, "web", &["+a@R", "-oscar@R", "-h/x.org@R"]);
+        assert!(options.yes && options.quiet && options.output == Format::Json);
+    }
+
+    #[test]
+    fn a_group_of_hosts_is_no_owner() {
+        for hosts in ["-H@grid", "-Ha,@grid", "-H@all!@old", "-yH@grid"] {
+            let options = changes(&["owner", "web", hosts, "-bob@R"], "web", &["-bob@R"]);
+            assert_eq!(
+                options.hosts.as_deref(),
+                hosts.split_once('H').map(|(_, set)| set)
+            );
+        }
+        changes(&["owner", "web", "-bob", "-q"], "web", &["-bob"]);
+        assert!(parsed(&["owner", "web", "-oscar"]).is_err());
+        assert!(parsed(&["owner"]).is_err());
+        assert!(parsed(&["pause", "web", "-bob@R"]).is_err());
+    }
+
+    #[test]
+    fn whom_one_acts_for_is_named_in_full() {
+        for option in ["--on-behalf-of", "--as"] {
+            let cli = parsed(&["list", option, "bob@R"]).unwrap();
+            assert_eq!(cli.options.on_behalf_of, "bob@R".parse().ok());
+            for bad in ["", "bob"] {
+                assert!(parsed(&["list", option, bad]).is_err(), "{bad}");
+            }
+        }
+    }
+
+    #[test]
+    fn lists_are_narrowed_by_owner_class_and_label() {
+        let line = [
+            "list", "--owner", "me", "--class", "grid", "--label", "a=b=c", "--label", "d",
+        ];
+        let Command::List(args) = parsed(&line).unwrap().command else {
+            panic!("no list")
+        };
+        assert_eq!(args.owner, Some(Owner::Me));
+        assert_eq!(args.class, "grid".parse().ok());
+        let labels: Vec<_> = args
+            .label
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_deref()))
+            .collect();
+        assert_eq!(labels, [("a", Some("b=c")), ("d", None)]);
+        for bad in [["--owner", "bob"], ["--class", "A"], ["--label", "=x"]] {
+            assert!(parsed(&[&["list"][..], &bad].concat()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_class_is_given_or_taken_away_and_never_both() {
+        assert!(parsed(&["class", "web"]).is_ok());
+        assert!(parsed(&["class", "web", "grid"]).is_ok());
+        assert!(parsed(&["class", "web", "--none"]).is_ok());
+        assert!(parsed(&["class", "web", "grid", "--none"]).is_err());
+        assert!(parsed(&["class", "web", "Grid"]).is_err());
+    }
+
+    #[test]
+    fn every_action_can_be_asked_about() {
+        let names: Vec<_> = actions().collect();
+        assert_eq!(names.len(), Verb::ALL.len() + 2);
+        assert!(names.ends_with(&[OWN, ACT_FOR]));
+        assert!(parsed(&["can", "a@R", "pause", "web"]).is_ok());
+        assert!(parsed(&["can", "a@R", "pause", "web", "db"]).is_err());
+        assert!(parsed(&["explain"]).is_err());
     }
 
     #[test]

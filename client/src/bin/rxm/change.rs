@@ -12,7 +12,8 @@ use xman_client::{Address, Caller, Event, Explanation, Wait, fleet};
 use xman_common::{
     name::DomainRef,
     protocol::{
-        Ask, DomainRow, MemSet, OnDomain, Reply, Request, Start, Undefine, VcpuSet, Verb, Whoami,
+        Ask, Code, DomainRow, Explain, MemSet, OnDomain, Reply, Request, Start, Undefine, VcpuSet,
+        Verb, Whoami,
     },
 };
 
@@ -20,6 +21,7 @@ use crate::{
     args::{AskArgs, DomainsArgs, Format, MemSetArgs, StartArgs, UndefineArgs, VcpuSetArgs},
     ask,
     exit::Tally,
+    metadata::{labels, owners},
     output::{Complaints, error_value, named},
     setting::{Setting, Stop, misfit},
     show::domain_value,
@@ -33,7 +35,7 @@ const HOSTS: usize = 64;
 const SESSIONS: usize = 4;
 
 /// What is done to domains.
-struct Deed<'a> {
+pub(crate) struct Deed<'a> {
     verb: Verb,
     /// What is said of a domain to which it was done.
     past: &'a str,
@@ -43,7 +45,11 @@ struct Deed<'a> {
 }
 
 impl<'a> Deed<'a> {
-    fn new(verb: Verb, past: &'a str, request: &'a (dyn Fn(DomainRef) -> Request + Sync)) -> Self {
+    pub(crate) fn new(
+        verb: Verb,
+        past: &'a str,
+        request: &'a (dyn Fn(DomainRef) -> Request + Sync),
+    ) -> Self {
         Self {
             verb,
             past,
@@ -254,7 +260,12 @@ pub(crate) async fn abort_migration(setting: &Setting, domain: String) -> Result
     .await
 }
 
-async fn carry_out(setting: &Setting, domains: &[String], deed: Deed<'_>) -> Result<Tally, Stop> {
+/// Does it to all domains that are meant.
+pub(crate) async fn carry_out(
+    setting: &Setting,
+    domains: &[String],
+    deed: Deed<'_>,
+) -> Result<Tally, Stop> {
     let wanted = Wanted::parse_all(domains, setting)?;
     let Found {
         targets,
@@ -364,7 +375,10 @@ pub(crate) async fn change(
             ControlFlow::Continue(())
         })
         .await;
-    reply.map_err(|failure| setting.explain_change(&failure, caller.address()))
+    reply.map_err(|failure| {
+        let explanation = setting.explain_change(&failure, caller.address());
+        setting.of_denial(explanation, request)
+    })
 }
 
 /// Asks before a pattern changes several domains.
@@ -388,7 +402,8 @@ async fn confirm(
         hosts => format!(" ({hosts} more did not answer and are left out)"),
     };
     let about = format!(
-        "about to {verb} {domains} domains on {hosts}{left_out}: {}",
+        "about to {} {domains} domains on {hosts}{left_out}: {}",
+        infinitive(verb),
         named(&labels)
     );
     if !ask::is_possible() {
@@ -408,53 +423,71 @@ async fn confirm(
     }
 }
 
-/// Shows what would be done to what, and whether one may, by the word of each host's whoami.
+/// Returns what is done, as it is said before a domain's name.
+fn infinitive(verb: Verb) -> &'static str {
+    const OTHERWISE: [(Verb, &str); 3] = [
+        (Verb::Owner, "change the owners of"),
+        (Verb::Label, "change the labels of"),
+        (Verb::Class, "change the class of"),
+    ];
+    OTHERWISE
+        .iter()
+        .find(|(known, _)| *known == verb)
+        .map_or_else(|| verb.name(), |(_, words)| words)
+}
+
+/// Shows what would be done to what, and whether one may, by the word of each host.
 pub(crate) async fn rehearse(
     setting: &Setting,
     verb: Verb,
     targets: Vec<Target>,
     silent: &[(Address, Explanation)],
 ) -> Result<Tally, Stop> {
-    let mut hosts: Vec<Address> = Vec::new();
-    for target in &targets {
-        if !hosts.contains(&target.address) {
-            hosts.push(target.address.clone());
-        }
-    }
-    let rights: HashMap<Address, Result<bool, Explanation>> =
-        fleet::all(hosts, fleet::WIDTH, |address| async move {
-            let allowed = may(setting, &address, verb).await;
-            (address, allowed)
-        })
-        .await
-        .into_iter()
-        .collect();
-
     let mut told = Told::new(setting, verb, hosts_of(&targets) > 1);
     silent
         .iter()
         .for_each(|(host, error)| told.silent(host, error));
-    for target in &targets {
-        match rights.get(&target.address) {
-            Some(Ok(allowed)) => told.rehearsed(target, *allowed),
-            Some(Err(error)) => told.take(target, "", Err(error.clone())),
-            None => {}
+    let work = by_host(targets, HashMap::new());
+    let rights = fleet::all(work, fleet::WIDTH, |(targets, _)| async move {
+        let mut caller = None;
+        let mut rights = Vec::new();
+        for target in targets {
+            let caller = caller.get_or_insert_with(|| setting.caller(&target.address));
+            caller.rest();
+            let allowed = may(setting, caller, verb, Some(&target.domain)).await;
+            rights.push((target, allowed));
+        }
+        rights
+    });
+    for (target, allowed) in rights.await.into_iter().flatten() {
+        match allowed {
+            Ok(allowed) => told.rehearsed(&target, allowed),
+            Err(error) => told.take(&target, "", Err(error)),
         }
     }
     told.finish()
 }
 
-/// Returns whether the caller may use a verb on a host.
+/// Returns whether the caller may do something to a domain, or to a host. Where the host explains nothing, its whoami tells what one may do to
+/// some domain at least.
 pub(crate) async fn may(
     setting: &Setting,
-    address: &Address,
+    caller: &mut Caller,
     verb: Verb,
+    domain: Option<&DomainRef>,
 ) -> Result<bool, Explanation> {
-    let mut caller = setting.caller(address);
-    match setting
-        .ask(&mut caller, &Request::Whoami(Whoami::default()))
-        .await?
-    {
+    let explain = Request::Explain(Explain {
+        action: verb.name().to_owned(),
+        domain: domain.cloned(),
+    });
+    match setting.ask(caller, &explain).await {
+        Ok((Reply::Explained(explained), _)) => return Ok(explained.allowed),
+        Ok(_) => return Err(misfit()),
+        Err(error) if error.code == Code::Denied.name() => {}
+        Err(error) => return Err(error),
+    }
+    let whoami = Request::Whoami(Whoami::default());
+    match setting.ask(caller, &whoami).await? {
         (Reply::Whoami(identity), _) => Ok(identity.verbs.iter().any(|may| may == verb.name())),
         _ => Err(misfit()),
     }
@@ -563,7 +596,7 @@ impl<'a> Told<'a> {
             Format::Table | Format::Wide => self
                 .setting
                 .output
-                .success(&format!("{label}: {}", sentence(past, &reply))),
+                .success(&format!("{label}: {}", sentence(self.verb, past, &reply))),
             Format::Name => {
                 let short = label
                     .rsplit_once('/')
@@ -621,7 +654,7 @@ impl<'a> Told<'a> {
             let printed = self
                 .setting
                 .output
-                .line(&format!("would {verb} {what}: {permission}"));
+                .line(&format!("would {} {what}: {permission}", infinitive(verb)));
             self.remember(printed.map_err(Stop::from));
         }
     }
@@ -647,8 +680,16 @@ impl<'a> Told<'a> {
 }
 
 /// What is said of a domain to which something was done.
-fn sentence(past: &str, reply: &Reply) -> String {
+fn sentence(verb: Verb, past: &str, reply: &Reply) -> String {
     match reply {
+        Reply::Domain(row) if verb == Verb::Owner => match owners(row).as_str() {
+            "" => "owned by nobody".to_owned(),
+            owners => format!("owned by {owners}"),
+        },
+        Reply::Domain(row) if verb == Verb::Label => match labels(row).as_str() {
+            "" => "has no labels".to_owned(),
+            labels => format!("labelled {labels}"),
+        },
         Reply::Memory { domain, asked_kib }
             if domain.memory_kib != *asked_kib && past.starts_with("has") =>
         {

@@ -229,7 +229,8 @@ pub(crate) fn tell(setting: &Setting, address: &Address, job: &JobRow) -> Result
 pub(crate) async fn cancel(setting: &Setting, typed: &str) -> Result<Tally, Stop> {
     let (address, id) = find(setting, typed).await?;
     if setting.dry_run {
-        let allowed = may(setting, &address, Verb::JobCancel).await;
+        let mut caller = setting.caller(&address);
+        let allowed = may(setting, &mut caller, Verb::JobCancel, None).await;
         let heard = match allowed {
             Ok(true) => {
                 setting

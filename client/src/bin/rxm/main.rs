@@ -10,15 +10,17 @@ mod exit;
 mod files;
 mod job;
 mod messages;
+mod metadata;
 mod migrate;
 mod output;
+mod rights;
 mod setting;
 mod show;
 mod target;
 mod units;
 
 use std::{
-    fs, io,
+    env, fs, io,
     path::Path,
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
@@ -30,14 +32,14 @@ use tokio::{runtime, sync::watch};
 use xman_client::{Interrupt, Kind, fleet};
 
 use crate::{
-    args::{Cli, Command, Job, Shell},
+    args::{Cli, Command, Job, Shell, actions, owners_behind_dashes},
     exit::{FAILED, INTERRUPTED, Tally, USAGE},
     output::Unprinted,
     setting::{Setting, Stop, code_of},
 };
 
 fn main() -> ExitCode {
-    let Cli { options, command } = Cli::parse();
+    let Cli { options, command } = Cli::parse_from(owners_behind_dashes(env::args_os()));
     let ended = match threads().build() {
         Ok(runtime) => {
             let ended = runtime.block_on(work(options, command));
@@ -100,6 +102,11 @@ async fn work(options: args::Options, command: Command) -> Result<Tally, Stop> {
         Command::VcpuSet(args) => change::vcpu_set(setting, args).await,
         Command::Edit(args) => edit::edit(setting, args).await,
         Command::Migrate(args) => migrate::migrate(setting, args).await,
+        Command::Owner(args) => metadata::owner(setting, args).await,
+        Command::Label(args) => metadata::label(setting, args).await,
+        Command::Class(args) => metadata::class(setting, args).await,
+        Command::Explain(args) => rights::explain(setting, args).await,
+        Command::Can(args) => rights::can(setting, args).await,
         Command::Job(Job::List) => job::list(setting).await,
         Command::Job(Job::Wait { job }) => job::wait(setting, &job).await,
         Command::Job(Job::Cancel { job }) => job::cancel(setting, &job).await,
@@ -131,6 +138,15 @@ fn completion(shell: Shell) -> Result<Tally, Stop> {
     };
     let mut script = Vec::new();
     generate(shell, &mut Cli::command(), "rxm", &mut script);
+    if shell == clap_complete::Shell::Fish {
+        // The generator leaves out the values of arguments that are no options.
+        let actions: Vec<_> = actions().collect();
+        let line = format!(
+            "complete -c rxm -n \"__fish_seen_subcommand_from explain can\" -f -a \"{}\"\n",
+            actions.join(" ")
+        );
+        script.extend(line.into_bytes());
+    }
     io::Write::write_all(&mut io::stdout(), &script).map_err(Unprinted::from)?;
     Ok(Tally::default())
 }

@@ -14,7 +14,7 @@ use xman_client::{
 use xman_common::{
     gss::{self, Trouble},
     name::Principal,
-    protocol::{Item, PORT, Reply, Request},
+    protocol::{Code, Item, PORT, Reply, Request, Verb},
 };
 
 use crate::{
@@ -69,6 +69,8 @@ pub(crate) struct Setting {
     pub(crate) patience: Patience,
     pub(crate) yes: bool,
     pub(crate) dry_run: bool,
+    /// For whom the person acts.
+    pub(crate) on_behalf_of: Option<Principal>,
     hosts: Option<String>,
     named: OnceLock<Vec<Address>>,
     hypervisor: Option<String>,
@@ -97,6 +99,7 @@ impl Setting {
             patience,
             yes: options.yes,
             dry_run: options.dry_run,
+            on_behalf_of: options.on_behalf_of,
             hosts,
             named: OnceLock::new(),
             hypervisor: options.hypervisor,
@@ -194,6 +197,7 @@ impl Setting {
             self.patience.clone(),
             self.hypervisor.clone(),
         )
+        .acting_for(self.on_behalf_of.clone())
     }
 
     /// Explains why a call brought no reply.
@@ -262,7 +266,41 @@ impl Setting {
         }
         match reply {
             Ok(reply) => Ok((reply, items)),
-            Err(failure) => Err(self.explain(&failure, caller.address())),
+            Err(failure) => {
+                let explanation = self.explain(&failure, caller.address());
+                Err(self.of_denial(explanation, request))
+            }
+        }
+    }
+
+    /// Says of a denial what the host could not know to say: that no domain is in question, or that two persons' rights are.
+    pub(crate) fn of_denial(&self, explanation: Explanation, request: &Request) -> Explanation {
+        if explanation.code != Code::Denied.name() {
+            return explanation;
+        }
+        let verb = request.verb();
+        let (what, advice) = match (&self.on_behalf_of, request.domain()) {
+            (None, Some(_)) => return explanation,
+            (None, None) if matches!(verb, Verb::Whoami | Verb::Explain | Verb::ExplainOther) => (
+                format!("denied: you may not {verb} here"),
+                "its administrators can give you a right".to_owned(),
+            ),
+            (None, None) => (
+                format!("denied: you may not {verb} here"),
+                format!("`rxm explain {verb}` says why"),
+            ),
+            (Some(other), domain) => (
+                format!(
+                    "denied: you may not act for {other} here, or {other} may not {verb}{}",
+                    domain.map_or("", |_| " that, or there is no such domain")
+                ),
+                format!("`rxm explain act-for {other}` says whether you may act for them"),
+            ),
+        };
+        Explanation {
+            what,
+            advice,
+            ..explanation
         }
     }
 

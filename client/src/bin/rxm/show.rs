@@ -5,14 +5,18 @@ use std::time::Duration;
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Value, json};
 use xman_client::{Address, Caller, Explanation, fleet};
-use xman_common::protocol::{
-    Code, DomainRow, DomainState, HostInfo, Identity, Info, JobRow, Progress, Reply, Request,
-    Whoami,
+use xman_common::{
+    name::Principal,
+    protocol::{
+        Code, DomainRow, DomainState, HostInfo, Identity, Info, JobRow, Metadata, Progress, Reply,
+        Request, Whoami,
+    },
 };
 
 use crate::{
-    args::{Format, ListArgs},
+    args::{Format, ListArgs, Owner},
     exit::Tally,
+    metadata::{class_of, labels, owners, shown, warn},
     output::{Complaints, Field, Row, Style, error_value},
     setting::{Setting, Stop, misfit},
     target::{self, Wanted},
@@ -29,13 +33,25 @@ type Heard<T> = (Address, Result<T, Explanation>);
 pub(crate) async fn list(setting: &Setting, args: ListArgs) -> Result<Tally, Stop> {
     let questions = list_questions(setting, &args.patterns)?;
     setting.check_ticket().await?;
-    let states = &args.state;
+    let args = &args;
     let heard = fleet::all(questions, fleet::WIDTH, |(address, patterns)| async move {
         let mut caller = setting.caller(&address);
-        let rows = target::rows(setting, &mut caller, &patterns, states).await;
-        (address, rows)
+        let rows = target::rows(setting, &mut caller, &patterns, &args.state).await;
+        let me = match (&setting.on_behalf_of, caller.met()) {
+            (Some(other), _) => Some(other.clone()),
+            (None, met) => met.map(|met| met.welcome.principal.clone()),
+        };
+        (address, rows.map(|rows| (rows, me)))
     })
-    .await;
+    .await
+    .into_iter()
+    .map(|(address, heard)| {
+        (
+            address,
+            heard.map(|(rows, me)| narrowed(args, rows, me.as_ref())),
+        )
+    })
+    .collect::<Vec<_>>();
     let is_empty = heard
         .iter()
         .all(|(_, rows)| rows.as_ref().is_ok_and(Vec::is_empty));
@@ -44,17 +60,44 @@ pub(crate) async fn list(setting: &Setting, args: ListArgs) -> Result<Tally, Sto
         Format::Name => names(setting, &heard)?,
         Format::Table | Format::Wide => {
             let is_wide = setting.output.format == Format::Wide;
-            let with_host = heard.len() > 1 || heard.iter().any(|(_, rows)| rows.is_err());
-            setting.output.table(
-                &list_headers(is_wide, with_host),
-                list_rows(&heard, is_wide, with_host),
-            )?;
+            let columns = Columns::of(&heard, is_wide);
+            setting
+                .output
+                .table(&columns.headers(), list_rows(&heard, columns))?;
             if is_empty && setting.output.is_terminal {
                 setting.output.note("no domain matches");
             }
         }
     }
+    let rows = heard
+        .iter()
+        .flat_map(|(address, rows)| rows.iter().flatten().map(move |row| (address, row)));
+    warn(setting, rows);
     Ok(conclude(setting, &heard))
+}
+
+/// Keeps the domains that are wanted; `me` is whom the host takes the caller for.
+fn narrowed(args: &ListArgs, rows: Vec<DomainRow>, me: Option<&Principal>) -> Vec<DomainRow> {
+    let owner = match &args.owner {
+        None => None,
+        Some(Owner::Me) => Some(me),
+        Some(Owner::One(owner)) => Some(Some(owner)),
+    };
+    let is_wanted = |row: &DomainRow| {
+        let Metadata {
+            owners,
+            class,
+            labels,
+        } = &row.metadata;
+        owner.is_none_or(|owner| owner.is_some_and(|owner| owners.contains(owner)))
+            && (args.class.is_none() || args.class == *class)
+            && args.label.iter().all(|(key, value)| {
+                labels
+                    .get(key)
+                    .is_some_and(|known| value.as_ref().is_none_or(|value| value == known.as_str()))
+            })
+    };
+    rows.into_iter().filter(is_wanted).collect()
 }
 
 /// Which host is asked for which patterns, in the order in which the hosts were named.
@@ -107,6 +150,10 @@ pub(crate) fn domain_value(address: &Address, row: &DomainRow) -> Value {
         "cpu_time_ns": row.cpu_time_ns,
         "autostart": row.autostart,
         "persistent": row.persistent,
+        "owners": row.metadata.owners,
+        "class": row.metadata.class,
+        "labels": row.metadata.labels,
+        "metadata_trouble": row.metadata_trouble,
         "age_ms": row.age_ms,
         "stale": row.stale,
     })
@@ -126,34 +173,57 @@ fn names(setting: &Setting, heard: &[Heard<Vec<DomainRow>>]) -> Result<(), Stop>
     Ok(setting.output.raw(&lines)?)
 }
 
-fn list_headers(is_wide: bool, with_host: bool) -> Vec<&'static str> {
-    let mut headers = Vec::new();
-    headers.extend(with_host.then_some("HOST"));
-    headers.extend(["NAME", "ID", "STATE", "VCPUS", "MEMORY", "CPU TIME"]);
-    if is_wide {
-        headers.extend([
-            "UUID",
-            "AUTOSTART",
-            "PERSISTENT",
-            "MAX VCPUS",
-            "MAX MEMORY",
-            "REASON",
-            "AGE",
-            "HYPERVISOR",
-        ]);
-    }
-    headers
+/// Which columns a list has.
+#[derive(Clone, Copy)]
+struct Columns {
+    with_host: bool,
+    is_wide: bool,
+    with_labels: bool,
 }
 
-fn list_rows(heard: &[Heard<Vec<DomainRow>>], is_wide: bool, with_host: bool) -> Vec<Row> {
-    let width = list_headers(is_wide, with_host).len();
+impl Columns {
+    fn of(heard: &[Heard<Vec<DomainRow>>], is_wide: bool) -> Self {
+        let mut rows = heard.iter().flat_map(|(_, rows)| rows.iter().flatten());
+        Self {
+            with_host: heard.len() > 1 || heard.iter().any(|(_, rows)| rows.is_err()),
+            is_wide,
+            with_labels: rows.any(|row| !row.metadata.labels.is_empty()),
+        }
+    }
+
+    fn headers(self) -> Vec<&'static str> {
+        let mut headers = Vec::new();
+        headers.extend(self.with_host.then_some("HOST"));
+        headers.extend(["NAME", "ID", "STATE", "VCPUS", "MEMORY", "CPU TIME"]);
+        if self.is_wide {
+            headers.extend([
+                "UUID",
+                "AUTOSTART",
+                "PERSISTENT",
+                "MAX VCPUS",
+                "MAX MEMORY",
+                "REASON",
+                "AGE",
+                "HYPERVISOR",
+                "OWNERS",
+                "CLASS",
+            ]);
+            headers.extend(self.with_labels.then_some("LABELS"));
+        }
+        headers
+    }
+}
+
+/// A host on which the caller may not list has no row: whoever owns a domain on one of a hundred hosts wants to see that one.
+fn list_rows(heard: &[Heard<Vec<DomainRow>>], columns: Columns) -> Vec<Row> {
+    let width = columns.headers().len();
     let mut rows = Vec::new();
     for (address, domains) in heard {
-        let host = with_host.then(|| Field::from(address.to_string()));
+        let host = columns.with_host.then(|| Field::from(address.to_string()));
         match domains {
             Ok(domains) => rows.extend(domains.iter().map(|domain| {
                 let mut cells: Vec<Field> = host.clone().into_iter().collect();
-                cells.extend(domain_cells(domain, is_wide));
+                cells.extend(domain_cells(domain, columns));
                 Row {
                     cells,
                     style: if domain.stale {
@@ -163,19 +233,22 @@ fn list_rows(heard: &[Heard<Vec<DomainRow>>], is_wide: bool, with_host: bool) ->
                     },
                 }
             })),
+            Err(error) if error.code == Code::Denied.name() => {}
             Err(error) => rows.push(error_row(address, error, width, 2)),
         }
     }
     rows
 }
 
-fn domain_cells(row: &DomainRow, is_wide: bool) -> Vec<Field> {
+fn domain_cells(row: &DomainRow, columns: Columns) -> Vec<Field> {
     let age = Duration::from_millis(row.age_ms);
-    let state = if row.stale {
-        format!("{} (stale {})", row.state, age_in_words(age))
-    } else {
-        row.state.to_string()
-    };
+    let mut state = row.state.to_string();
+    if row.stale {
+        state.push_str(&format!(" (stale {})", age_in_words(age)));
+    }
+    if !row.metadata_trouble.is_empty() {
+        state.push_str(" (owners unreadable)");
+    }
     let id = row.id.map_or_else(|| "-".to_owned(), |id| id.to_string());
     let cpu_time = if row.state.is_active() {
         span(Duration::from_nanos(row.cpu_time_ns))
@@ -187,13 +260,17 @@ fn domain_cells(row: &DomainRow, is_wide: bool) -> Vec<Field> {
         id.into(),
         Field {
             text: state,
-            style: state_style(row.state),
+            style: if row.metadata_trouble.is_empty() {
+                state_style(row.state)
+            } else {
+                Style::Bad
+            },
         },
         row.vcpus.to_string().into(),
         size(row.memory_kib).into(),
         cpu_time.into(),
     ];
-    if is_wide {
+    if columns.is_wide {
         let yes_no = |yes: bool| if yes { "yes" } else { "no" };
         cells.extend([
             row.uuid.to_string().into(),
@@ -204,7 +281,10 @@ fn domain_cells(row: &DomainRow, is_wide: bool) -> Vec<Field> {
             row.reason.clone().into(),
             age_in_words(age).into(),
             row.hypervisor.clone().into(),
+            shown(row, owners(row)),
+            shown(row, class_of(row)),
         ]);
+        cells.extend(columns.with_labels.then(|| shown(row, labels(row))));
     }
     cells
 }
@@ -229,7 +309,12 @@ fn state_style(state: DomainState) -> Style {
 }
 
 /// The row of a host that could not be asked: host, dashes, and in the column `says_at` (counted after the host's) why.
-fn error_row(address: &Address, error: &Explanation, width: usize, says_at: usize) -> Row {
+pub(crate) fn error_row(
+    address: &Address,
+    error: &Explanation,
+    width: usize,
+    says_at: usize,
+) -> Row {
     // The row keeps the name of what is said once for all hosts, and the first clause of what stderr tells whole.
     let clause = error.what.split(';').next().unwrap_or_default();
     let text = match clause.char_indices().nth(LONGEST_CLAUSE) {
@@ -387,7 +472,7 @@ fn info_lines(info: &HostInfo) -> Vec<Row> {
     lines
 }
 
-fn key_value(key: &str, value: String) -> Row {
+pub(crate) fn key_value(key: &str, value: String) -> Row {
     Row::plain(vec![key.into(), value.into()])
 }
 
@@ -496,14 +581,18 @@ async fn identify(setting: &Setting, caller: &mut Caller) -> Result<Known, Expla
             })
         }
         (Ok(_), _) => Err(misfit()),
-        (Err(error), Some(met)) if error.code == Code::Denied.name() => Err(Explanation {
-            what: format!(
-                "the host ({service}) knows you as {}, and you may do nothing here",
-                met.welcome.principal
-            ),
-            advice: "its administrators can give you a right".to_owned(),
-            ..error
-        }),
+        (Err(error), Some(met))
+            if error.code == Code::Denied.name() && setting.on_behalf_of.is_none() =>
+        {
+            Err(Explanation {
+                what: format!(
+                    "the host ({service}) knows you as {}, and you may do nothing here",
+                    met.welcome.principal
+                ),
+                advice: "its administrators can give you a right".to_owned(),
+                ..error
+            })
+        }
         (Err(error), _) => Err(error),
     }
 }
@@ -514,7 +603,7 @@ fn whoami_row(address: &Address, known: &Known) -> Row {
     let identity = &known.identity;
     Row::plain(vec![
         address.to_string().into(),
-        identity.principal.to_string().into(),
+        person(identity).into(),
         moment(identity.until).into(),
         rule(identity).into(),
         may(identity).into(),
@@ -523,14 +612,31 @@ fn whoami_row(address: &Address, known: &Known) -> Row {
 
 fn whoami_lines(known: &Known) -> Vec<Row> {
     let identity = &known.identity;
-    vec![
-        key_value("Principal:", identity.principal.to_string()),
+    let mut lines = vec![key_value("Principal:", identity.principal.to_string())];
+    if let Some(acting) = &identity.acting {
+        lines.push(key_value(
+            "Acting:",
+            format!("{acting}, for {}", identity.principal),
+        ));
+    }
+    if !identity.groups.is_empty() {
+        lines.push(key_value("Groups:", identity.groups.join(" ")));
+    }
+    lines.extend([
         key_value("Until:", moment(identity.until)),
         key_value("Host proved:", known.service.clone()),
         key_value("Let in by:", rule(identity)),
         key_value("May:", may(identity)),
         key_value("Session:", identity.session.clone()),
-    ]
+    ]);
+    lines
+}
+
+fn person(identity: &Identity) -> String {
+    match &identity.acting {
+        None => identity.principal.to_string(),
+        Some(acting) => format!("{} (for whom {acting} acts)", identity.principal),
+    }
 }
 
 fn rule(identity: &Identity) -> String {
@@ -558,6 +664,8 @@ fn whoami_value(address: &Address, known: &Known) -> Value {
         "until_s": identity.until,
         "rule": identity.rule,
         "verbs": identity.verbs,
+        "groups": identity.groups,
+        "acting": identity.acting,
         "session": identity.session,
         "xmand": known.software,
     })
@@ -681,6 +789,19 @@ mod tests {
         }
     }
 
+    fn owned() -> DomainRow {
+        DomainRow {
+            metadata: Metadata {
+                owners: ["bob@R", "alice@R"]
+                    .map(|name| name.parse().unwrap())
+                    .into(),
+                class: "grid".parse().ok(),
+                labels: [("tier".parse().unwrap(), "front".parse().unwrap())].into(),
+            },
+            ..row()
+        }
+    }
+
     fn silent() -> Explanation {
         Explanation {
             kind: Kind::Unreachable,
@@ -704,7 +825,8 @@ mod tests {
 
     #[test]
     fn a_list_has_a_row_for_every_domain_and_one_for_a_host_that_is_silent() {
-        let rows = list_rows(&heard(vec![row()]), false, true);
+        let all = heard(vec![row()]);
+        let rows = list_rows(&all, Columns::of(&all, false));
         assert_eq!(
             texts(&rows[0]),
             ["skirit80", "web", "3", "running", "2", "2 GiB", "12.3s"]
@@ -721,10 +843,13 @@ mod tests {
                 ""
             ]
         );
-        for (is_wide, with_host) in [(false, false), (false, true), (true, false), (true, true)] {
-            let width = list_headers(is_wide, with_host).len();
-            let rows = list_rows(&heard(vec![row()])[..1], is_wide, with_host);
-            assert_eq!(rows[0].cells.len(), width);
+        for (is_wide, one) in [(false, false), (false, true), (true, false), (true, true)] {
+            for row in [row(), owned()] {
+                let all = &heard(vec![row])[..if one { 1 } else { 2 }];
+                let columns = Columns::of(all, is_wide);
+                let rows = list_rows(all, columns);
+                assert_eq!(rows[0].cells.len(), columns.headers().len());
+            }
         }
     }
 
@@ -734,9 +859,95 @@ mod tests {
             stale: true,
             ..row()
         };
-        let rows = list_rows(&heard(vec![stale]), false, false);
+        let all = &heard(vec![stale])[..1];
+        let rows = list_rows(all, Columns::of(all, false));
         assert_eq!(rows[0].cells[2].text, "running (stale 42s)");
         assert_eq!(rows[0].style, Style::Dim);
+    }
+
+    #[test]
+    fn a_host_on_which_one_may_not_list_has_no_row_and_stays_an_object() {
+        let mut all = heard(vec![row()]);
+        all[1].1 = Err(Explanation {
+            code: Code::Denied.name(),
+            ..silent()
+        });
+        assert_eq!(list_rows(&all, Columns::of(&all, false)).len(), 1);
+        assert_eq!(list_values(&all)[1]["error"]["code"], "denied");
+    }
+
+    #[test]
+    fn wide_shows_owners_class_and_labels_where_there_are_any() {
+        let all = &heard(vec![owned(), row()])[..1];
+        let columns = Columns::of(all, true);
+        assert!(columns.headers().ends_with(&["OWNERS", "CLASS", "LABELS"]));
+        let rows = list_rows(all, columns);
+        assert!(texts(&rows[0]).ends_with(&["alice@R, bob@R", "grid", "tier=front"]));
+        assert!(texts(&rows[1]).ends_with(&["-", "-", "-"]));
+        let value = domain_value(&"a".parse().unwrap(), &owned());
+        assert_eq!(value["owners"], json!(["alice@R", "bob@R"]));
+        assert_eq!(value["class"], "grid");
+        assert_eq!(value["labels"], json!({ "tier": "front" }));
+    }
+
+    #[test]
+    fn a_domain_whose_owners_cannot_be_read_is_marked() {
+        let broken = DomainRow {
+            metadata_trouble: "no XML".to_owned(),
+            ..row()
+        };
+        let all = &heard(vec![broken])[..1];
+        let rows = list_rows(all, Columns::of(all, true));
+        assert_eq!(rows[0].cells[2].text, "running (owners unreadable)");
+        assert_eq!(rows[0].cells[2].style, Style::Bad);
+        assert!(texts(&rows[0]).ends_with(&["unreadable", "unreadable"]));
+    }
+
+    #[test]
+    fn a_list_is_narrowed_to_what_belongs_to_somebody() {
+        let (me, other) = ("bob@R".parse().unwrap(), "carol@R".parse().unwrap());
+        let check = |change: &dyn Fn(&mut ListArgs), me: Option<&Principal>, found: usize| {
+            let mut args = ListArgs {
+                patterns: Vec::new(),
+                state: Vec::new(),
+                owner: None,
+                class: None,
+                label: Vec::new(),
+            };
+            change(&mut args);
+            let rows = narrowed(&args, vec![owned(), row()], me);
+            assert_eq!(rows.len(), found, "{args:?}");
+        };
+        check(&|_| {}, None, 2);
+        check(&|args| args.owner = Some(Owner::Me), Some(&me), 1);
+        check(&|args| args.owner = Some(Owner::Me), Some(&other), 0);
+        check(&|args| args.owner = Some(Owner::Me), None, 0);
+        let alice: Principal = "alice@R".parse().unwrap();
+        check(
+            &|args| args.owner = Some(Owner::One(alice.clone())),
+            None,
+            1,
+        );
+        check(&|args| args.class = "grid".parse().ok(), None, 1);
+        check(&|args| args.class = "web".parse().ok(), None, 0);
+        let label =
+            |key: &str, value: Option<&str>| (key.parse().unwrap(), value.map(str::to_owned));
+        check(&|args| args.label = vec![label("tier", None)], None, 1);
+        check(
+            &|args| args.label = vec![label("tier", Some("front"))],
+            None,
+            1,
+        );
+        check(
+            &|args| args.label = vec![label("tier", Some("back"))],
+            None,
+            0,
+        );
+        check(
+            &|args| args.label = vec![label("tier", None), label("x", None)],
+            None,
+            0,
+        );
     }
 
     #[test]
@@ -747,7 +958,8 @@ mod tests {
             concat!(
                 r#"[{"host":"skirit80","name":"web","uuid":"00000000-0000-0000-0000-000000000007","hypervisor":"qemu:///system","id":3,"#,
                 r#""state":"running","reason":"booted","memory_kib":2097152,"max_memory_kib":4194304,"vcpus":2,"max_vcpus":4,"#,
-                r#""cpu_time_ns":12345000000,"autostart":true,"persistent":true,"age_ms":42900,"stale":false},"#,
+                r#""cpu_time_ns":12345000000,"autostart":true,"persistent":true,"owners":[],"class":null,"labels":{},"#,
+                r#""metadata_trouble":"","age_ms":42900,"stale":false},"#,
                 r#"{"host":"skurut68","error":{"code":"unreachable","message":"unreachable: connection refused; is xmand running there?"}}]"#,
             )
         );

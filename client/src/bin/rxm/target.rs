@@ -162,6 +162,10 @@ impl Target {
 pub(crate) enum Purpose {
     /// Only look: what is found counts.
     Read,
+    /// Look at what the host lists of it.
+    Show,
+    /// Ask about it, even about what one may not see.
+    Explain,
     /// Change: nothing is guessed.
     Change,
 }
@@ -188,7 +192,8 @@ pub(crate) async fn find(
         searches.push((wanted.clone(), wanted.places(setting)?));
     }
     setting.check_ticket().await?;
-    if let Some(targets) = known(&searches, purpose).filter(|_| !setting.dry_run) {
+    let rehearses = setting.dry_run && purpose == Purpose::Change;
+    if let Some(targets) = known(&searches, purpose).filter(|_| !rehearses) {
         return Ok(Found {
             targets,
             callers: HashMap::new(),
@@ -203,7 +208,7 @@ pub(crate) async fn find(
             silent,
         }),
         Err(doubts) => {
-            let refused = refuse(setting, doubts);
+            let refused = refuse(setting, doubts, purpose);
             if purpose == Purpose::Change && searches.len() > 1 {
                 setting.output.note("nothing was changed");
             }
@@ -243,10 +248,13 @@ fn known(searches: &[(Wanted, Vec<Address>)], purpose: Purpose) -> Option<Vec<Ta
         let [address] = places.as_slice() else {
             return None;
         };
-        let domain = match &wanted.name {
-            Called::Uuid(uuid) => DomainRef::Uuid(*uuid),
-            Called::Exactly(name) if purpose == Purpose::Read => DomainRef::Name(name.clone()),
-            Called::Exactly(_) | Called::Like(_) => return None,
+        let domain = match (&wanted.name, purpose) {
+            (Called::Like(_), _) | (_, Purpose::Show) => return None,
+            (Called::Uuid(uuid), _) => DomainRef::Uuid(*uuid),
+            (Called::Exactly(name), Purpose::Read | Purpose::Explain) => {
+                DomainRef::Name(name.clone())
+            }
+            (Called::Exactly(_), Purpose::Change) => return None,
         };
         Some(Target {
             address: address.clone(),
@@ -427,7 +435,7 @@ fn doubt(
         (Called::Like(_), _) | (Called::Uuid(_), [_]) => None,
         (Called::Exactly(_), [one]) => match purpose {
             Purpose::Change => silence(Some(one)),
-            Purpose::Read => None,
+            Purpose::Read | Purpose::Show | Purpose::Explain => None,
         },
         (Called::Exactly(_) | Called::Uuid(_), several) => Some(Doubt::Ambiguous {
             typed: typed.clone(),
@@ -453,11 +461,11 @@ fn candidates(several: &[Target]) -> Vec<String> {
         .collect()
 }
 
-fn refuse(setting: &Setting, doubts: Vec<Doubt>) -> Stop {
+fn refuse(setting: &Setting, doubts: Vec<Doubt>, purpose: Purpose) -> Stop {
     let mut complaints = Complaints::default();
     let mut kinds = HashSet::new();
     for doubt in doubts {
-        kinds.insert(complain(&mut complaints, doubt));
+        kinds.insert(complain(&mut complaints, doubt, purpose));
     }
     complaints.say(&setting.output);
     let mut tally = crate::exit::Tally::default();
@@ -465,7 +473,7 @@ fn refuse(setting: &Setting, doubts: Vec<Doubt>) -> Stop {
     Stop::Code(tally.code())
 }
 
-fn complain(complaints: &mut Complaints, doubt: Doubt) -> Kind {
+fn complain(complaints: &mut Complaints, doubt: Doubt, purpose: Purpose) -> Kind {
     let refused = |code, what: String, advice: &str| Explanation {
         kind: Kind::Refused,
         code,
@@ -480,10 +488,13 @@ fn complain(complaints: &mut Complaints, doubt: Doubt) -> Kind {
                 "no such domain, or you may not see it (asked {})",
                 named(&asked)
             );
-            complaints.add(
-                typed,
-                &refused("not-found", what, "`rxm list` shows those there are"),
-            );
+            let advice = match purpose {
+                Purpose::Explain => "HOST/NAME asks that host why you may not, without looking",
+                Purpose::Read | Purpose::Show | Purpose::Change => {
+                    "`rxm list` shows those that you may see"
+                }
+            };
+            complaints.add(typed, &refused("not-found", what, advice));
             Kind::Refused
         }
         Doubt::Ambiguous { typed, candidates } => {
