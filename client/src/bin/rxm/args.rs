@@ -351,7 +351,8 @@ Examples:
     #[command(
         override_usage = "rxm explain [OPTIONS] [PRINCIPAL] ACTION [DOMAIN]",
         after_help = "\
-Tells the decision, the rule behind it, what each of the host's backends says, and what would have to be true. Without a domain it is about the host. \
+Tells the decision, the rule behind it, what each of the host's backends says, and what would have to be true. Without a domain it is about the host, or about a domain \
+    that nobody owns. \
     'own' asks whether one owns what one creates; 'act-for' takes a principal in the domain's place. \
     With one host, a name is asked about as typed: so you learn why you may not, even if you may not see whether it is there. \
     The question that was answered ends with 0, whatever the answer.

@@ -616,13 +616,11 @@ impl<'a> Told<'a> {
             .as_ref()
             .map(|row| format!(" ({})", row.state))
             .unwrap_or_default();
-        let permission = if allowed { "you may" } else { "you may not" };
         self.rehearse_line(
             &target.address,
             &format!("{}{state}", target.label()),
             target.row.as_ref(),
             allowed,
-            permission,
         );
     }
 
@@ -633,7 +631,6 @@ impl<'a> Told<'a> {
         what: &str,
         row: Option<&DomainRow>,
         allowed: bool,
-        permission: &str,
     ) {
         if allowed {
             self.tally.done();
@@ -651,6 +648,7 @@ impl<'a> Told<'a> {
             "allowed": allowed,
         }));
         if !self.setting.output.is_structured() {
+            let permission = self.setting.permission(allowed);
             let printed = self
                 .setting
                 .output
@@ -720,6 +718,39 @@ mod tests {
             domain: DomainRef::Uuid(Uuid::from_u128(number)),
             row: None,
         }
+    }
+
+    #[test]
+    fn what_is_done_and_was_done_to_owners_and_labels_is_said_in_words() {
+        let mut row = DomainRow {
+            name: "web".parse().unwrap(),
+            uuid: Uuid::nil(),
+            hypervisor: String::new(),
+            id: None,
+            state: xman_common::protocol::DomainState::Off,
+            reason: String::new(),
+            memory_kib: 0,
+            max_memory_kib: 0,
+            vcpus: 1,
+            max_vcpus: 1,
+            cpu_time_ns: 0,
+            autostart: false,
+            persistent: true,
+            metadata: xman_common::protocol::Metadata::default(),
+            metadata_trouble: String::new(),
+            age_ms: 0,
+            stale: false,
+        };
+        let said = |verb, row: &DomainRow| sentence(verb, "paused", &Reply::Domain(row.clone()));
+        assert_eq!(said(Verb::Pause, &row), "paused");
+        assert_eq!(said(Verb::Owner, &row), "owned by nobody");
+        assert_eq!(said(Verb::Label, &row), "has no labels");
+        row.metadata.owners = ["bob@R".parse().unwrap()].into();
+        row.metadata.labels = [("a".parse().unwrap(), "b".parse().unwrap())].into();
+        assert_eq!(said(Verb::Owner, &row), "owned by bob@R");
+        assert_eq!(said(Verb::Label, &row), "labelled a=b");
+        assert_eq!(infinitive(Verb::Owner), "change the owners of");
+        assert_eq!(infinitive(Verb::MemSet), "mem-set");
     }
 
     #[test]

@@ -85,8 +85,7 @@ async fn rehearse(
 ) {
     let what = format!("a domain from {} on {}", source(file), target.address);
     match may(setting, &mut setting.caller(&target.address), verb, None).await {
-        Ok(true) => told.rehearse_line(&target.address, &what, None, true, "you may"),
-        Ok(false) => told.rehearse_line(&target.address, &what, None, false, "you may not"),
+        Ok(allowed) => told.rehearse_line(&target.address, &what, None, allowed),
         Err(error) => told.failed_on(&target.address, error),
     }
 }

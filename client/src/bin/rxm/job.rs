@@ -232,17 +232,15 @@ pub(crate) async fn cancel(setting: &Setting, typed: &str) -> Result<Tally, Stop
         let mut caller = setting.caller(&address);
         let allowed = may(setting, &mut caller, Verb::JobCancel, None).await;
         let heard = match allowed {
-            Ok(true) => {
+            Ok(allowed) => {
+                let permission = setting.permission(allowed);
                 setting
                     .output
-                    .line(&format!("would cancel job {id} on {address}: you may"))?;
+                    .line(&format!("would cancel job {id} on {address}: {permission}"))?;
+                if !allowed {
+                    return Err(Stop::Code(crate::exit::FAILED));
+                }
                 Ok(())
-            }
-            Ok(false) => {
-                setting
-                    .output
-                    .line(&format!("would cancel job {id} on {address}: you may not"))?;
-                return Err(Stop::Code(crate::exit::FAILED));
             }
             Err(error) => Err(error),
         };

@@ -141,7 +141,12 @@ async fn ask(setting: &Setting, args: &QuestionArgs) -> Result<Vec<Heard>, Stop>
         Some(domain) if question.action != ACT_FOR => {
             let (target, mut caller, found) =
                 target::find_one(setting, domain, Purpose::Explain).await?;
+            let (_, typed) = target::split(domain);
             let said = answer(setting, &mut caller, question, Some(target.domain)).await;
+            let said = said.map(|said| Explanation {
+                domain: typed.to_owned(),
+                ..said
+            });
             let silent = found.silent.into_iter();
             return Ok([(target.address, said)]
                 .into_iter()

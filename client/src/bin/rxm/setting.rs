@@ -273,34 +273,21 @@ impl Setting {
         }
     }
 
-    /// Says of a denial what the host could not know to say: that no domain is in question, or that two persons' rights are.
+    /// Says of a denial what the host could not know to say.
     pub(crate) fn of_denial(&self, explanation: Explanation, request: &Request) -> Explanation {
-        if explanation.code != Code::Denied.name() {
-            return explanation;
+        if explanation.code == Code::Denied.name() {
+            denial(explanation, request, self.on_behalf_of.as_ref())
+        } else {
+            explanation
         }
-        let verb = request.verb();
-        let (what, advice) = match (&self.on_behalf_of, request.domain()) {
-            (None, Some(_)) => return explanation,
-            (None, None) if matches!(verb, Verb::Whoami | Verb::Explain | Verb::ExplainOther) => (
-                format!("denied: you may not {verb} here"),
-                "its administrators can give you a right".to_owned(),
-            ),
-            (None, None) => (
-                format!("denied: you may not {verb} here"),
-                format!("`rxm explain {verb}` says why"),
-            ),
-            (Some(other), domain) => (
-                format!(
-                    "denied: you may not act for {other} here, or {other} may not {verb}{}",
-                    domain.map_or("", |_| " that, or there is no such domain")
-                ),
-                format!("`rxm explain act-for {other}` says whether you may act for them"),
-            ),
-        };
-        Explanation {
-            what,
-            advice,
-            ..explanation
+    }
+
+    /// Returns whether one may, in words; whoever acts for somebody asks about that person's rights.
+    pub(crate) fn permission(&self, allowed: bool) -> String {
+        let may = if allowed { "may" } else { "may not" };
+        match &self.on_behalf_of {
+            None => format!("you {may}"),
+            Some(other) => format!("{other} {may}"),
         }
     }
 
@@ -312,6 +299,40 @@ impl Setting {
                 "your ticket ends in {seconds} s, and the session with it; run kinit in another window and rxm goes on"
             ));
         }
+    }
+}
+
+/// The host's own words are about a domain; here no domain may be in question, or the rights of two persons.
+fn denial(
+    explanation: Explanation,
+    request: &Request,
+    on_behalf_of: Option<&Principal>,
+) -> Explanation {
+    let verb = request.verb();
+    let (what, advice) = match (on_behalf_of, request.domain()) {
+        (None, Some(_)) => return explanation,
+        (None, None) if matches!(verb, Verb::Whoami | Verb::Explain | Verb::ExplainOther) => (
+            format!("denied: you may not {verb} here"),
+            "its administrators can give you a right".to_owned(),
+        ),
+        (None, None) => (
+            format!("denied: you may not {verb} here"),
+            format!("`rxm explain {verb}` says why"),
+        ),
+        (Some(other), domain) => {
+            let that = domain.map_or("", |_| " that, or there is no such domain");
+            (
+                format!(
+                    "denied: you may not act for {other} here, or {other} may not {verb}{that}"
+                ),
+                format!("`rxm explain act-for {other}` says whether you may act for them"),
+            )
+        }
+    };
+    Explanation {
+        what,
+        advice,
+        ..explanation
     }
 }
 
@@ -353,4 +374,46 @@ pub(crate) fn code_of(kind: Kind) -> u8 {
     let mut tally = exit::Tally::default();
     tally.failed(kind);
     tally.code()
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+    use xman_common::{
+        name::DomainRef,
+        protocol::{Fault, List, OnDomain, Whoami},
+    };
+
+    use super::*;
+
+    fn said(request: &Request, on_behalf_of: Option<&str>) -> String {
+        let other = on_behalf_of.map(|name| name.parse().unwrap());
+        denial(explain::of_fault(&Fault::denied()), request, other.as_ref()).to_string()
+    }
+
+    #[test]
+    fn a_denial_fits_what_was_asked_and_for_whom() {
+        let list = Request::List(List::default());
+        let whoami = Request::Whoami(Whoami::default());
+        let pause = Request::Pause(OnDomain {
+            domain: DomainRef::Uuid(Uuid::nil()),
+        });
+        assert_eq!(said(&pause, None), Fault::denied().to_string());
+        assert_eq!(
+            said(&list, None),
+            "denied: you may not list here; `rxm explain list` says why"
+        );
+        assert!(said(&whoami, None).contains("administrators"));
+        for (request, rest) in [(&list, "may not list;"), (&pause, "no such domain;")] {
+            let said = said(request, Some("bob@R"));
+            assert!(
+                said.starts_with("denied: you may not act for bob@R"),
+                "{said}"
+            );
+            assert!(
+                said.contains(rest) && said.contains("act-for bob@R"),
+                "{said}"
+            );
+        }
+    }
 }
