@@ -102,7 +102,7 @@ pub(crate) async fn explain(setting: &Setting, args: QuestionArgs) -> Result<Tal
             }
         }
         Format::Table | Format::Wide => match heard.as_slice() {
-            [(_, Ok(said))] => setting.output.table_without_headers(lines(said))?,
+            [(host, Ok(said))] => setting.output.table_without_headers(lines(host, said))?,
             [(_, Err(_))] => {}
             _ => setting
                 .output
@@ -142,9 +142,13 @@ async fn ask(setting: &Setting, args: &QuestionArgs) -> Result<Vec<Heard>, Stop>
             let (target, mut caller, found) =
                 target::find_one(setting, domain, Purpose::Explain).await?;
             let (_, typed) = target::split(domain);
+            let name = match &target.row {
+                Some(row) => row.name.to_string(),
+                None => typed.to_owned(),
+            };
             let said = answer(setting, &mut caller, question, Some(target.domain)).await;
             let said = said.map(|said| Explanation {
-                domain: typed.to_owned(),
+                domain: name,
                 ..said
             });
             let silent = found.silent.into_iter();
@@ -265,7 +269,7 @@ fn style(allowed: bool) -> Style {
 }
 
 /// The answer of one host: the decision, the rule, and then the backends in the order in which they are asked.
-fn lines(said: &Explanation) -> Vec<Row> {
+fn lines(host: &Address, said: &Explanation) -> Vec<Row> {
     let (may, by) = if said.allowed {
         ("may", "Rule:")
     } else {
@@ -275,7 +279,7 @@ fn lines(said: &Explanation) -> Vec<Row> {
         "" => String::new(),
         domain => format!(" {domain}"),
     };
-    let decision = format!("{} {may} {}{on}", said.principal, said.action);
+    let decision = format!("{} {may} {}{on} on {host}", said.principal, said.action);
     let mut lines = vec![
         Row {
             style: style(said.allowed),
@@ -423,14 +427,14 @@ mod tests {
 
     #[test]
     fn people_read_the_decision_the_rule_and_every_backend() {
-        let text: Vec<Vec<_>> = lines(&said(true))
+        let text: Vec<Vec<_>> = lines(&"a".parse().unwrap(), &said(true))
             .into_iter()
             .map(|row| row.cells.into_iter().map(|cell| cell.text).collect())
             .collect();
         assert_eq!(
             text,
             [
-                ["Decision:", "bob@R may pause web"],
+                ["Decision:", "bob@R may pause web on a"],
                 ["Rule:", "cedar:site.cedar:owners"],
                 ["Decided by:", "cedar"],
                 ["k5login:", "no opinion: bob@R is not in it"],

@@ -325,7 +325,7 @@ fn denial(
                 format!(
                     "denied: you may not act for {other} here, or {other} may not {verb}{that}"
                 ),
-                format!("`rxm explain act-for {other}` says whether you may act for them"),
+                format!("`rxm explain act-for {other}`, without --on-behalf-of, says which"),
             )
         }
     };
