@@ -188,7 +188,7 @@ Examples:
   rxm -H @grid list --class grid --label project=alpha
 
 A row that is marked stale is what xmand last heard from a libvirt that is silent. One whose owners are marked unreadable is nobody's until an \
-    administrator sets them anew.
+    administrator has mended its metadata; a line on stderr says how.
 
 JSON: host, name, uuid, hypervisor, id (null when off), state, reason, memory_kib, max_memory_kib, vcpus, max_vcpus, cpu_time_ns, \
     autostart, persistent, owners (a list), class (or null), labels (an object), metadata_trouble (why these three cannot be read; usually empty), \

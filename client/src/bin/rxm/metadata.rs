@@ -228,7 +228,7 @@ pub(crate) fn warn<'a>(
             kind: xman_client::Kind::Refused,
             code: "metadata",
             what,
-            advice: "an administrator of the host sets them anew with `rxm owner`".to_owned(),
+            advice: "somebody changed them by hand: on the host, `virsh metadata DOMAIN urn:xman:domain:1 --remove` clears them, and `rxm owner` sets them anew".to_owned(),
             is_common: false,
         };
         complaints.add(format!("{address}/{}", row.name), &warning);
