@@ -24,6 +24,8 @@ use xman_common::{
     protocol::{DomainState, Effect, ExplainStep, Explanation, Metadata, Verb},
 };
 
+pub mod cedar;
+pub mod groups;
 pub mod k5login;
 
 /// What policies decide about: every verb of the protocol, and two things that are no calls of their own.
