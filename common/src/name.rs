@@ -180,8 +180,8 @@ impl FromStr for DomainName {
     }
 }
 
-/// Line and paragraph separators and the marks that turn the direction of text: they let one line look like another.
-fn is_deceptive(c: char) -> bool {
+/// Returns whether this is a line or paragraph separator or a mark that turns the direction of text: they let one line look like another.
+pub fn is_deceptive(c: char) -> bool {
     matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 

@@ -25,6 +25,7 @@ use xman_common::{
 };
 
 pub mod cedar;
+pub mod external;
 pub mod groups;
 pub mod k5login;
 
