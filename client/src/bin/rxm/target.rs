@@ -464,8 +464,12 @@ fn candidates(several: &[Target]) -> Vec<String> {
 fn refuse(setting: &Setting, doubts: Vec<Doubt>, purpose: Purpose) -> Stop {
     let mut complaints = Complaints::default();
     let mut kinds = HashSet::new();
+    let who = match &setting.on_behalf_of {
+        None => "you".to_owned(),
+        Some(other) => other.to_string(),
+    };
     for doubt in doubts {
-        kinds.insert(complain(&mut complaints, doubt, purpose));
+        kinds.insert(complain(&mut complaints, doubt, purpose, &who));
     }
     complaints.say(&setting.output);
     let mut tally = crate::exit::Tally::default();
@@ -473,7 +477,7 @@ fn refuse(setting: &Setting, doubts: Vec<Doubt>, purpose: Purpose) -> Stop {
     Stop::Code(tally.code())
 }
 
-fn complain(complaints: &mut Complaints, doubt: Doubt, purpose: Purpose) -> Kind {
+fn complain(complaints: &mut Complaints, doubt: Doubt, purpose: Purpose, who: &str) -> Kind {
     let refused = |code, what: String, advice: &str| Explanation {
         kind: Kind::Refused,
         code,
@@ -485,13 +489,13 @@ fn complain(complaints: &mut Complaints, doubt: Doubt, purpose: Purpose) -> Kind
         Doubt::Nowhere { typed, hosts } => {
             let asked: Vec<_> = hosts.iter().map(Address::to_string).collect();
             let what = format!(
-                "no such domain, or you may not see it (asked {})",
+                "no such domain, or {who} may not see it (asked {})",
                 named(&asked)
             );
             let advice = match purpose {
-                Purpose::Explain => "HOST/NAME asks that host why you may not, without looking",
+                Purpose::Explain => "HOST/NAME asks one host about the name, seen or not",
                 Purpose::Read | Purpose::Show | Purpose::Change => {
-                    "`rxm list` shows those that you may see"
+                    "`rxm list` shows those that may be seen"
                 }
             };
             complaints.add(typed, &refused("not-found", what, advice));
