@@ -674,6 +674,31 @@ fn a_connection_that_closes_in_the_middle_of_a_list_denies_the_rest() {
     }
 }
 
+/// What it said before still counts, and the rest waits for nothing but the deadline.
+#[test]
+fn a_peer_that_reads_no_more_denies_what_it_did_not_read() {
+    let place = Place::new();
+    place.listen(|mut peer| {
+        let questions = peer.questions(10);
+        let stream = peer.lines.get_ref();
+        stream.shutdown(std::net::Shutdown::Read).unwrap();
+        for question in &questions {
+            peer.answer(&allow(question));
+        }
+        peer.hold();
+    });
+    let began = Instant::now();
+    let opinions = judge_many(&place.backend(SHORT), 1000);
+    assert!(began.elapsed() < SHORT + SLACK);
+    for (n, opinion) in opinions.iter().enumerate() {
+        if n < 10 {
+            assert_eq!(opinion, &allowed(), "{n}");
+        } else {
+            denied(opinion, "did not answer within 300ms");
+        }
+    }
+}
+
 #[test]
 fn a_line_without_an_end_is_read_no_further_than_the_limit() {
     let place = Place::new();

@@ -532,6 +532,8 @@ fn is_closed(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
 
     #[test]
@@ -553,6 +555,23 @@ mod tests {
             seats.pop();
             assert!(waiting.join().unwrap());
         });
+    }
+
+    #[test]
+    fn a_socket_that_takes_anothers_place_on_the_way_is_not_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let account = folder.path().metadata().unwrap().uid();
+        let pool = Pool::new(path.clone(), account);
+        let _old = UnixListener::bind(&path).unwrap();
+        let before = pool.look().unwrap();
+        fs::remove_file(&path).unwrap();
+        let _new = UnixListener::bind(&path).unwrap();
+        let ample = Deadline::after(Duration::from_secs(20));
+        let replaced = Trouble::Replaced(path);
+        assert_eq!(pool.connect(before, ample).err(), Some(replaced.clone()));
+        assert_eq!(pool.ask(before, &["}"], ample), [Err(replaced)]);
+        assert!(pool.connect(pool.look().unwrap(), ample).is_ok());
     }
 
     #[test]
