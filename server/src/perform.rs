@@ -1,6 +1,6 @@
 //! The seam between "may" and "do": one match, one arm a verb. A grant comes in and is used up.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{iter::Peekable, path::PathBuf, sync::Arc};
 
 use glob::Pattern;
 use tokio::{
@@ -9,6 +9,7 @@ use tokio::{
 };
 use uuid::Uuid;
 use xman_common::{
+    codec,
     name::DomainRef,
     protocol::{
         Ask, Code, Dmesg, DomainRow, Fault, HostInfo, Identity, Item, JobRow, JobState, List,
@@ -27,6 +28,8 @@ use crate::{
 
 /// Rows in one frame: with the longest names they still fit it.
 const ROWS_A_FRAME: usize = 100;
+/// Bytes of domains' rows in one frame, which their owners and labels could make longer than it can be.
+const ROW_BYTES_A_FRAME: usize = 64 * 1024;
 /// Bytes of text in one frame.
 const TEXT_A_FRAME: usize = 32 * 1024;
 /// Domains that `whoami` looks at to tell what may be done to some of them.
@@ -381,10 +384,10 @@ impl Work {
                     uuid: new.uuid,
                 },
             )?;
-            match existing {
-                Some(facts) => ask_again(&host, &caller, verb, Subject::Domain(facts.into())),
-                None => Ok(()),
+            if let Some(facts) = existing {
+                ask_again(&host, &caller, verb, Subject::Domain(facts.into()))?;
             }
+            Ok(None)
         })
     }
 
@@ -583,13 +586,25 @@ async fn send_rows(list: &List, work: &Work) -> Outcome {
                 .is_none_or(|uri| *uri == row.hypervisor)
                 && wanted.takes(row)
         })
-        .map(Item::Domain)
         .peekable();
     while rows.peek().is_some() {
-        let piece = rows.by_ref().take(ROWS_A_FRAME).collect();
-        work.send(Piece::Items(piece)).await?;
+        let frame = next_frame(&mut rows).into_iter().map(Item::Domain);
+        work.send(Piece::Items(frame.collect())).await?;
     }
     Ok(Reply::Done)
+}
+
+/// Takes as many rows as one frame holds, and at least one.
+fn next_frame(rows: &mut Peekable<impl Iterator<Item = DomainRow>>) -> Vec<DomainRow> {
+    let mut frame = Vec::new();
+    let mut bytes = 0;
+    while let Some(row) = rows.next_if(|row| {
+        bytes += codec::encode(row).map_or(0, |encoded| encoded.len());
+        frame.is_empty() || (frame.len() < ROWS_A_FRAME && bytes <= ROW_BYTES_A_FRAME)
+    }) {
+        frame.push(row);
+    }
+    frame
 }
 
 /// The filter of a list.
@@ -773,4 +788,60 @@ fn no_such_job(id: Uuid) -> Fault {
         Code::NotFound,
         format!("there is no job {id} here that is yours; `rxm job list` shows those there are"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use xman_common::{
+        protocol::{DomainState, MAX_METADATA, Metadata},
+        wire::MAX_SEALED,
+    };
+
+    use super::*;
+
+    #[test]
+    fn rows_fit_their_frames_whatever_labels_they_have() {
+        let heavy = Metadata {
+            labels: (0..MAX_METADATA / 4)
+                .map(|n| (format!("{n:03x}").parse().unwrap(), "x".parse().unwrap()))
+                .collect(),
+            ..Metadata::default()
+        };
+        assert_eq!(heavy.size(), MAX_METADATA);
+        let row = |n: u128| DomainRow {
+            name: format!("grid-{n}").parse().unwrap(),
+            uuid: Uuid::from_u128(n),
+            hypervisor: "qemu:///system".to_owned(),
+            id: None,
+            state: DomainState::Off,
+            reason: String::new(),
+            memory_kib: 0,
+            max_memory_kib: 0,
+            vcpus: 1,
+            max_vcpus: 1,
+            cpu_time_ns: 0,
+            autostart: false,
+            persistent: true,
+            metadata: if n.is_multiple_of(2) {
+                heavy.clone()
+            } else {
+                Metadata::default()
+            },
+            metadata_trouble: String::new(),
+            age_ms: 0,
+            stale: false,
+        };
+        let mut rows = (0..500).map(row).peekable();
+        let mut seen = 0;
+        while rows.peek().is_some() {
+            let frame = next_frame(&mut rows);
+            seen += frame.len();
+            assert!((1..=ROWS_A_FRAME).contains(&frame.len()));
+            let items = frame.into_iter().map(Item::Domain).collect::<Vec<_>>();
+            assert!(codec::encode(&items).unwrap().len() < MAX_SEALED / 2 + 1024);
+        }
+        assert_eq!(seen, 500);
+        let mut light = (0..250).map(|n| row(2 * n + 1)).peekable();
+        assert_eq!(next_frame(&mut light).len(), ROWS_A_FRAME);
+    }
 }

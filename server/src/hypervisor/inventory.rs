@@ -19,8 +19,9 @@ use xman_common::{
     name::{DomainName, DomainRef},
     protocol::{DomainRow, DomainState, HostInfo, HypervisorInfo, Metadata},
 };
+use xman_policy::Lease;
 
-use super::Facts;
+use super::{Facts, hostname, metadata};
 
 /// How long libvirt may owe an answer before its rows are marked.
 pub(super) const SILENCE: Duration = Duration::from_secs(5);
@@ -93,6 +94,7 @@ type Key = (DomainName, usize, Uuid);
 
 struct Record {
     reading: Reading,
+    lease: Option<Arc<Lease>>,
     /// When the reading began.
     began: Instant,
     revision: u64,
@@ -284,10 +286,7 @@ impl Inventory {
             stuck_lanes: count(stuck),
         };
         drop(memory);
-        info.hostname = fs::read_to_string("/proc/sys/kernel/hostname")
-            .unwrap_or_default()
-            .trim()
-            .to_owned();
+        info.hostname = hostname();
         info.load = load(&fs::read_to_string("/proc/loadavg").unwrap_or_default());
         info
     }
@@ -320,7 +319,7 @@ impl Inventory {
     pub(super) fn put(&self, hypervisor: usize, reading: Reading, began: Instant) -> Facts {
         let mut memory = self.memory();
         let uuid = reading.uuid;
-        memory.store(hypervisor, reading.clone(), began);
+        let broken = memory.store(hypervisor, reading.clone(), began);
         let now = Instant::now();
         let facts = match memory.entry(hypervisor, uuid) {
             Some((key, record)) => memory.facts(key, record, self.shared_uri(hypervisor), now),
@@ -330,6 +329,7 @@ impl Inventory {
             }
         };
         drop(memory);
+        broken.iter().for_each(warn);
         self.wake();
         facts
     }
@@ -370,8 +370,9 @@ impl Inventory {
     ) {
         let mut memory = self.memory();
         let present: HashSet<Uuid> = readings.iter().map(|reading| reading.uuid).collect();
+        let mut broken = Vec::new();
         for reading in readings {
-            memory.store(hypervisor, reading, began);
+            broken.extend(memory.store(hypervisor, reading, began));
         }
         let absent: Vec<Uuid> = memory
             .names
@@ -387,6 +388,7 @@ impl Inventory {
             host.period = period;
         }
         drop(memory);
+        broken.iter().for_each(warn);
         self.wake();
     }
 
@@ -492,8 +494,13 @@ impl Memory {
         )
     }
 
-    fn store(&mut self, hypervisor: usize, reading: Reading, began: Instant) {
+    /// Returns the domain whose metadata have become unreadable by this.
+    fn store(&mut self, hypervisor: usize, reading: Reading, began: Instant) -> Option<Broken> {
         let (uuid, name) = (reading.uuid, reading.name.clone());
+        let mut broken = reading.metadata.as_ref().as_ref().err().map(|why| Broken {
+            name: name.clone(),
+            why: why.clone(),
+        });
         let old = self.names.get(&(hypervisor, uuid)).cloned();
         let mut record = Record::new(reading, began);
         if let Some(old_name) = old {
@@ -501,15 +508,14 @@ impl Memory {
             match self.records.remove(&old_key) {
                 Some(newer) if newer.began > began => {
                     self.records.insert(old_key, newer);
-                    return;
+                    return None;
                 }
                 Some(older) => {
                     record.reboots = older.reboots;
-                    record.revision = if older.reading.name == name {
-                        older.revision
-                    } else {
-                        0
-                    };
+                    if record.is_to_a_verdict_as(&older) {
+                        record.revision = older.revision;
+                    }
+                    broken = broken.filter(|_| older.reading.metadata != record.reading.metadata);
                 }
                 None => {}
             }
@@ -520,6 +526,7 @@ impl Memory {
         }
         self.names.insert((hypervisor, uuid), name.clone());
         self.records.insert((name, hypervisor, uuid), record);
+        broken
     }
 
     fn forget(&mut self, hypervisor: usize, uuid: Uuid, began: Instant) {
@@ -536,12 +543,21 @@ impl Memory {
 
 impl Record {
     fn new(reading: Reading, began: Instant) -> Self {
+        let readable = reading.metadata.as_ref().as_ref().ok();
         Self {
+            lease: readable.and_then(metadata::lease).map(Arc::new),
             reading,
             began,
             revision: 0,
             reboots: 0,
         }
+    }
+
+    /// Whether a verdict that rested on the other still stands. Its lease comes from its metadata.
+    fn is_to_a_verdict_as(&self, other: &Self) -> bool {
+        self.reading.name == other.reading.name
+            && self.reading.state == other.reading.state
+            && self.reading.metadata == other.reading.metadata
     }
 
     fn facts(&self, hypervisor: usize, uri: Arc<str>, stale: bool) -> Facts {
@@ -552,7 +568,7 @@ impl Record {
             uri,
             state: self.reading.state,
             metadata: Arc::clone(&self.reading.metadata),
-            lease: None,
+            lease: self.lease.clone(),
             revision: self.revision,
             stale,
         }
@@ -566,6 +582,16 @@ impl Record {
             stale,
         )
     }
+}
+
+/// A domain whose metadata cannot be read, and why.
+struct Broken {
+    name: DomainName,
+    why: String,
+}
+
+fn warn(broken: &Broken) {
+    tracing::warn!("'{}': {}", broken.name, broken.why);
 }
 
 /// A reading as callers see it.
@@ -664,6 +690,66 @@ mod tests {
             Some((0, 9)),
             "the newer of two that cannot both be"
         );
+    }
+
+    #[test]
+    fn the_revision_changes_with_whatever_a_verdict_rests_on() {
+        let inventory = inventory();
+        let start = Instant::now();
+        let owned = |owner: &str| Metadata {
+            owners: [owner.parse().unwrap()].into(),
+            labels: [("lease-user".parse().unwrap(), owner.parse().unwrap())].into(),
+            ..Metadata::default()
+        };
+        let with = |metadata| Reading {
+            metadata: Arc::new(metadata),
+            ..reading("web", 1)
+        };
+        let steps = [
+            (reading("web", 1), None),
+            (with(Ok(owned("alice@EX.ORG"))), Some("alice@EX.ORG")),
+            (with(Ok(owned("bob@EX.ORG"))), Some("bob@EX.ORG")),
+            (with(Err("broken".to_owned())), None),
+            (with(Err("broken otherwise".to_owned())), None),
+            (
+                Reading {
+                    state: DomainState::Paused,
+                    ..reading("web", 1)
+                },
+                None,
+            ),
+        ];
+        let mut seen = HashSet::new();
+        for (at, (reading, holder)) in (0..).zip(steps) {
+            let began = start + Duration::from_secs(at);
+            let facts = inventory.put(0, reading.clone(), began);
+            assert!(seen.insert(facts.revision), "{facts:?}");
+            let lease = facts.lease.as_ref().map(|lease| lease.user.as_str());
+            assert_eq!(lease, holder);
+            let again = inventory.put(0, reading, began + Duration::from_millis(1));
+            assert_eq!(again, facts);
+        }
+    }
+
+    #[test]
+    fn broken_metadata_are_told_of_once_a_change() {
+        let mut memory = Memory::default();
+        let start = Instant::now();
+        let mut store = |at, metadata: Result<Metadata, &str>| {
+            let reading = Reading {
+                metadata: Arc::new(metadata.map_err(str::to_owned)),
+                ..reading("web", 1)
+            };
+            let told = memory.store(0, reading, start + Duration::from_secs(at));
+            told.map(|broken| broken.why)
+        };
+        assert_eq!(store(0, Ok(Metadata::default())), None);
+        assert_eq!(store(1, Err("a")).as_deref(), Some("a"));
+        assert_eq!(store(2, Err("a")), None);
+        assert_eq!(store(3, Err("b")).as_deref(), Some("b"));
+        assert_eq!(store(1, Err("a")), None, "older than what is known");
+        assert_eq!(store(4, Ok(Metadata::default())), None);
+        assert_eq!(store(5, Err("b")).as_deref(), Some("b"));
     }
 
     #[test]

@@ -11,6 +11,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -32,7 +33,10 @@ mod connections;
 mod faults;
 mod ffi;
 mod inventory;
+mod kept;
 mod lanes;
+mod making;
+mod metadata;
 mod migrate;
 mod reader;
 mod readings;
@@ -98,9 +102,10 @@ pub(crate) enum Change {
 
 /// Asked again in the lane when the facts are no longer those that were judged.
 pub(crate) type Judge = Arc<dyn Fn(&Facts) -> Result<(), Fault> + Send + Sync>;
-/// Asked in the host-wide lane, once for each existing domain of the new one's name or UUID, or once with `None`.
+/// Asked in the host-wide lane, once for each existing domain of the new one's name or UUID, or once with `None`: then the answer is who
+/// owns the new domain, if anybody does. An existing one keeps its owners.
 pub(crate) type XmlJudge =
-    Arc<dyn Fn(&NewDomain, Option<&Facts>) -> Result<(), Fault> + Send + Sync>;
+    Arc<dyn Fn(&NewDomain, Option<&Facts>) -> Result<Option<Principal>, Fault> + Send + Sync>;
 
 /// The domain that a granted verb is for.
 #[derive(Clone)]
@@ -267,6 +272,14 @@ impl Drop for Shared {
             hypervisor.bell.stop();
         }
     }
+}
+
+/// Returns this machine's own name for itself; empty where the kernel does not say.
+pub(crate) fn hostname() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 fn log_file(uri: &str, name: &DomainName, cache: Option<&Path>) -> Option<PathBuf> {

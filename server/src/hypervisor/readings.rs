@@ -2,7 +2,7 @@
 //!
 //! A bulk read asks nothing that makes libvirt talk to a guest's QEMU: one hung QEMU would hold up the figures of all. So the bulk
 //! call brings states, and for domains that are off their sizes; the sizes of active ones come from virDomainGetInfo, which answers
-//! from libvirt's own memory.
+//! from libvirt's own memory, as do metadata.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,10 +21,13 @@ use xman_common::{
 use super::{
     ffi::{self, Stats},
     inventory::{Inventory, Node, Reading, Software},
+    metadata,
 };
 
 /// Domains with impossible names that are remembered, so that each is told of once.
 const MAX_UNNAMABLE: usize = 1024;
+/// The kind of metadata that is XML.
+const ELEMENT: i32 = sys::VIR_DOMAIN_METADATA_ELEMENT as i32;
 
 /// Reads all domains of one hypervisor again and again, and learns what its driver has.
 pub(super) struct Survey {
@@ -111,9 +114,7 @@ impl Survey {
                 .ok()
                 .and_then(|uuid| sizes.get(&uuid))
                 .filter(|_| off);
-            if known.is_none() {
-                pulse();
-            }
+            pulse();
             keep(
                 &mut readings,
                 self.read(&stats.domain, state, known.copied(), &marks, memory),
@@ -188,6 +189,7 @@ fn read(
         None => Sizes::ask(domain, memory.0.max_vcpus(memory.1, uuid, id))?,
     };
     let state = state_of(state);
+    let metadata = owned(domain)?;
     Ok(Reading {
         uuid,
         name,
@@ -206,8 +208,74 @@ fn read(
         },
         autostart: marks.autostart.contains(&uuid),
         persistent: !marks.transient.contains(&uuid),
-        metadata: Arc::new(Ok(Metadata::default())),
+        metadata: Arc::new(metadata),
     })
+}
+
+/// Reads a domain's owners, class and labels as they are in force: of what runs, else of what is defined.
+///
+/// # Errors
+/// libvirt's. What it has and what cannot be understood is in the result.
+pub(super) fn owned(domain: &Domain) -> Result<Result<Metadata, String>, Error> {
+    let element = element(domain, sys::VIR_DOMAIN_AFFECT_CURRENT)?;
+    Ok(understood(element.as_deref()))
+}
+
+/// What an element says, or why it cannot be read; none says nothing.
+pub(super) fn understood(element: Option<&str>) -> Result<Metadata, String> {
+    element.map_or_else(|| Ok(Metadata::default()), metadata::read)
+}
+
+/// Reads the element among a domain's metadata that is ours, without its namespace; none also where the driver keeps none.
+///
+/// # Errors
+/// libvirt's.
+pub(super) fn element(
+    domain: &Domain,
+    of: sys::virDomainModificationImpact,
+) -> Result<Option<String>, Error> {
+    match domain.metadata(ELEMENT, Some(metadata::NAMESPACE), of) {
+        Ok(element) => Ok(Some(element)),
+        Err(error)
+            if matches!(
+                error.code().to_raw(),
+                sys::VIR_ERR_NO_DOMAIN_METADATA | sys::VIR_ERR_NO_SUPPORT
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Puts the element in the place of the one that is there, in what runs and in what is defined as each exists; none takes it away.
+///
+/// # Errors
+/// libvirt's.
+pub(super) fn set_element(domain: &Domain, element: Option<&str>) -> Result<(), Error> {
+    let impact = forms(domain)?.into_iter().fold(0, |all, of| all | of);
+    domain.set_metadata(
+        ELEMENT,
+        element,
+        Some(metadata::PREFIX),
+        Some(metadata::NAMESPACE),
+        impact,
+    )
+}
+
+/// What there is of a domain: what runs, what is defined, or both.
+///
+/// # Errors
+/// libvirt's.
+pub(super) fn forms(domain: &Domain) -> Result<Vec<sys::virDomainModificationImpact>, Error> {
+    let mut forms = Vec::with_capacity(2);
+    if domain.is_active()? {
+        forms.push(sys::VIR_DOMAIN_AFFECT_LIVE);
+    }
+    if domain.is_persistent()? {
+        forms.push(sys::VIR_DOMAIN_AFFECT_CONFIG);
+    }
+    Ok(forms)
 }
 
 /// A domain that vanished, or that alone cannot be read, does not spoil the reading of the others.
@@ -350,7 +418,15 @@ fn version(number: u32) -> String {
     }
 }
 
-pub(super) fn state_of(state: c_int) -> DomainState {
+/// A domain's state.
+///
+/// # Errors
+/// libvirt's.
+pub(super) fn state(domain: &Domain) -> Result<DomainState, Error> {
+    Ok(state_of(ffi::state(domain)?.0))
+}
+
+fn state_of(state: c_int) -> DomainState {
     match u32::try_from(state) {
         Ok(sys::VIR_DOMAIN_RUNNING) => DomainState::Running,
         Ok(sys::VIR_DOMAIN_BLOCKED) => DomainState::Blocked,

@@ -6,12 +6,19 @@ use std::{
     thread,
 };
 
+use proptest::{
+    collection,
+    prelude::*,
+    sample,
+    test_runner::{Config, TestRunner},
+};
 use tempfile::NamedTempFile;
 use tokio::time::Instant;
-use virt::domain::Domain;
-use xman_common::protocol::{DomainState, MemSet, VcpuSet};
+use virt::{connect::Connect, domain::Domain, error::Error};
+use virt_sys as sys;
+use xman_common::protocol::{DomainState, MAX_METADATA, MemSet, VcpuSet};
 
-use super::{connections::Class, lanes::Key, *};
+use super::{connections::Class, lanes::Key, verbs::Visit, *};
 
 const WEB: &str = "6695eb01-f6a4-8304-79aa-97f2502e1930";
 const DB: &str = "6695eb01-f6a4-8304-79aa-97f2502e1931";
@@ -111,7 +118,7 @@ fn soon() -> Instant {
 }
 
 fn anyone() -> XmlJudge {
-    Arc::new(|_, _| Ok(()))
+    Arc::new(|_, _| Ok(None))
 }
 
 fn denied<T>() -> Result<T, Fault> {
@@ -439,7 +446,7 @@ async fn xml_is_judged_for_the_new_domain_and_each_existing_one_before_anything_
             if facts.is_some_and(|facts| facts.name.as_str() == "db") {
                 denied()
             } else {
-                Ok(())
+                Ok(None)
             }
         })
     };
@@ -685,5 +692,589 @@ async fn what_a_driver_lacks_is_unsupported_and_what_is_not_there_unavailable() 
             .await
             .unwrap()
             .contains("libvirt")
+    );
+}
+
+const ALICE: &str = "alice@EXAMPLE.ORG";
+const BOB: &str = "bob@EXAMPLE.ORG";
+const LIVE: u32 = sys::VIR_DOMAIN_AFFECT_LIVE;
+const CONFIG: u32 = sys::VIR_DOMAIN_AFFECT_CONFIG;
+/// An element that mallory wrote.
+const MALLORY: &str =
+    "<m:domain xmlns:m='urn:xman:domain:1'><m:owner>mallory@EXAMPLE.ORG</m:owner></m:domain>";
+
+fn principal(name: &str) -> Principal {
+    name.parse().unwrap()
+}
+
+fn owned_by(owner: &str) -> Metadata {
+    Metadata {
+        owners: [principal(owner)].into(),
+        ..Metadata::default()
+    }
+}
+
+fn owner(add: &str, remove: &str) -> Change {
+    let set = |names: &str| names.split_whitespace().map(principal).collect();
+    Change::Owners {
+        add: set(add),
+        remove: set(remove),
+    }
+}
+
+fn by_alice() -> XmlJudge {
+    Arc::new(|_, existing| Ok(existing.is_none().then(|| principal(ALICE))))
+}
+
+fn with_metadata(xml: &str, root: &str, metadata: &str) -> String {
+    xml.replace(
+        "<domain type='test'>",
+        &format!("<domain type='test'{root}>{metadata}"),
+    )
+}
+
+fn put(domain: &Domain, element: Option<&str>, impact: u32) -> Result<(), Error> {
+    domain.set_metadata(2, element, Some("hand"), Some(metadata::NAMESPACE), impact)
+}
+
+impl World {
+    /// What libvirt itself shows, of what runs or of what is defined.
+    async fn element(&self, name: &str, of: u32) -> Option<String> {
+        let (tell, told) = std::sync::mpsc::channel();
+        self.behind(name, move |domain| {
+            tell.send(readings::element(domain, of)?).unwrap();
+            Ok(())
+        })
+        .await;
+        told.recv().unwrap()
+    }
+
+    /// As [`World::element`], understood; `None` where there is no element.
+    async fn owned(&self, name: &str, of: u32) -> Option<Metadata> {
+        let element = self.element(name, of).await?;
+        Some(metadata::read(&element).unwrap())
+    }
+
+    async fn put_by_hand(&self, name: &str, element: &'static str, impact: u32) {
+        self.behind(name, move |domain| put(domain, Some(element), impact))
+            .await;
+    }
+
+    fn metadata(&self, name: &str) -> Result<Metadata, String> {
+        self.facts(name).metadata.as_ref().clone()
+    }
+
+    async fn set(&self, name: &str, change: Change) -> Result<DomainRow, Fault> {
+        self.hypervisors
+            .set_metadata(self.target(name), change, soon())
+            .await
+    }
+}
+
+#[tokio::test]
+async fn a_new_domain_is_its_makers_whatever_its_xml_says() {
+    let world = World::new().await;
+    let host = &world.hypervisors;
+    let tricks = [
+        ("", String::new()),
+        ("", "<metadata/>".to_owned()),
+        ("", format!("<metadata>{MALLORY}</metadata>")),
+        ("", format!("<metadata><!-- --><a:b xmlns:a='urn:a'>{MALLORY}</a:b>{MALLORY}</metadata>")),
+        ("", "<metadata><domain xmlns='urn:xman&#58;domain&#x3a;1'><owner>mallory@EXAMPLE.ORG</owner></domain></metadata>".to_owned()),
+        (" xmlns:q='urn:xman:domain:1'", "<metadata><q:domain><q:owner>mallory@EXAMPLE.ORG</q:owner></q:domain></metadata>".to_owned()),
+        (" xmlns:q='urn:a'", "<metadata xmlns:q='urn:xman:domain:1'><q:other/><?p i?></metadata>".to_owned()),
+        ("", "<metadata><![CDATA[<xman:domain>]]><xman:domain xmlns:xman='urn:other'/></metadata>".to_owned()),
+    ];
+    for (root, metadata) in tricks {
+        let xml = with_metadata(&domain("new", ""), root, &metadata);
+        let row = host
+            .define(None, xml.clone(), None, by_alice(), soon())
+            .await
+            .unwrap();
+        assert_eq!(row.metadata, owned_by(ALICE), "{xml}");
+        assert_eq!(world.owned("new", CONFIG).await, Some(owned_by(ALICE)));
+        assert_eq!(world.metadata("new"), Ok(owned_by(ALICE)));
+        host.undefine(world.target("new"), false, false, soon())
+            .await
+            .unwrap();
+        for define in [false, true] {
+            let row = host
+                .create(None, xml.clone(), define, false, by_alice(), soon())
+                .await
+                .unwrap();
+            assert_eq!(
+                (row.metadata, row.persistent),
+                (owned_by(ALICE), define),
+                "{xml}"
+            );
+            host.destroy(world.target("new"), soon()).await.unwrap();
+            if define {
+                host.undefine(world.target("new"), false, false, soon())
+                    .await
+                    .unwrap();
+            }
+        }
+        let nobodys = host
+            .define(None, xml, None, anyone(), soon())
+            .await
+            .unwrap();
+        assert_eq!(nobodys.metadata, Metadata::default());
+        assert_eq!(world.element("new", CONFIG).await, None);
+        host.undefine(world.target("new"), false, false, soon())
+            .await
+            .unwrap();
+    }
+    for refused in [
+        format!("<metadata/><metadata>{MALLORY}</metadata>"),
+        format!("<x:metadata xmlns:x='y'>{MALLORY}</x:metadata>"),
+        "<metadata><q:domain xmlns:q=''/></metadata>".to_owned(),
+    ] {
+        let xml = with_metadata(&domain("new", ""), "", &refused);
+        assert_eq!(
+            code(host.define(None, xml, None, by_alice(), soon()).await),
+            Code::BadRequest
+        );
+        assert_eq!(world.state("new"), None);
+    }
+}
+
+/// Elements as an attacker may nest and name them, so that two readers might disagree on whose they are.
+fn tricky() -> impl Strategy<Value = String> {
+    const NAMES: [&str; 8] = [
+        "domain",
+        "x:domain",
+        "y:domain",
+        "x:a",
+        "metadata",
+        ":domain",
+        "x:y:domain",
+        "xmlns:domain",
+    ];
+    const ATTRIBUTES: [&str; 14] = [
+        "xmlns='urn:xman:domain:1'",
+        "xmlns:x='urn:xman:domain:1'",
+        "xmlns:y=\"urn:xman:domain:1\"",
+        "xmlns:x='urn:xman&#58;domain:1'",
+        "xmlns:x='urn:other'",
+        "xmlns='urn:other'",
+        "xmlns=''",
+        "xmlns:x=''",
+        ":xmlns='urn:other'",
+        "y:xmlns='urn:other'",
+        "xmlns:x=' urn:xman:domain:1'",
+        "xmlns:xmlns='urn:xman:domain:1'",
+        "x:a='b'",
+        "xmlns:x='urn:xman:domain:1&#10;'",
+    ];
+    let start = || {
+        (
+            sample::select(&NAMES[..]),
+            collection::vec(sample::select(&ATTRIBUTES[..]), 0..3),
+        )
+    };
+    let leaf = prop_oneof![
+        sample::select(
+            &[
+                "",
+                "text",
+                "<!-- c -->",
+                "<![CDATA[<x:domain/>]]>",
+                "<owner>m@EX</owner>",
+                "&#60;"
+            ][..]
+        )
+        .prop_map(str::to_owned),
+        start().prop_map(|(name, attributes)| format!("<{name} {}/>", attributes.join(" "))),
+    ];
+    leaf.prop_recursive(3, 12, 3, move |inner| {
+        (start(), collection::vec(inner, 0..3)).prop_map(|((name, attributes), children)| {
+            format!(
+                "<{name} {}>{}</{name}>",
+                attributes.join(" "),
+                children.concat()
+            )
+        })
+    })
+}
+
+#[test]
+fn libvirt_never_sees_an_element_of_ours_that_we_have_not_put_there() {
+    reader::start_events();
+    let connection = Connect::open(Some("test:///default")).unwrap();
+    let (uuid, taken) = (Uuid::from_u128(77), AtomicUsize::new(0));
+    let mut runner = TestRunner::new(Config {
+        cases: 3000,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    let roots = sample::select(
+        &[
+            "",
+            " xmlns:x='urn:xman:domain:1'",
+            " xmlns:y='urn:other' xmlns:x='urn:xman:domain:1'",
+        ][..],
+    );
+    let places = sample::select(
+        &[
+            "<metadata>",
+            "<metadata xmlns:y='urn:xman:domain:1'>",
+            "<metadata xmlns=''>",
+        ][..],
+    );
+    let input = (
+        roots,
+        places,
+        collection::vec(tricky(), 1..4),
+        any::<bool>(),
+    );
+    let outcome = runner.run(&input, |(root, place, children, ours)| {
+        let metadata = format!("{place}{}</metadata>", children.concat());
+        let xml = with_metadata(&with_uuid("fuzz", &uuid.to_string()), root, &metadata);
+        let element = ours.then(|| metadata::write(&owned_by(ALICE)));
+        let Ok(written) = xml::with_element(&xml, element.as_deref()) else {
+            return Ok(());
+        };
+        let Ok(domain) = connection.define_domain_xml(&written) else {
+            return Ok(());
+        };
+        taken.fetch_add(1, Ordering::SeqCst);
+        let expected = if ours {
+            owned_by(ALICE)
+        } else {
+            Metadata::default()
+        };
+        prop_assert_eq!(
+            readings::owned(&domain).unwrap(),
+            Ok(expected),
+            "{}",
+            written
+        );
+        Ok(())
+    });
+    outcome.unwrap();
+    assert!(
+        taken.into_inner() > 100,
+        "too few documents that both readers take"
+    );
+}
+
+#[tokio::test]
+async fn owners_survive_a_new_definition() {
+    let world = World::new().await;
+    let host = &world.hypervisors;
+    world.set("web", owner(ALICE, "")).await.unwrap();
+    world
+        .set("web", Change::Class(Some("grid".parse().unwrap())))
+        .await
+        .unwrap();
+    let kept = world.metadata("web").unwrap();
+    for _ in 0..2 {
+        let before = host
+            .describe(world.target("web"), true, true, soon())
+            .await
+            .unwrap();
+        assert!(
+            before.contains("<xman:owner>alice@EXAMPLE.ORG</xman:owner>"),
+            "{before}"
+        );
+        let after = before
+            .replace("65536", "70000")
+            .replace("alice@", "mallory@");
+        let row = host
+            .define(None, after, Some(before), anyone(), soon())
+            .await
+            .unwrap();
+        assert_eq!(row.metadata, kept);
+        assert_eq!(world.owned("web", CONFIG).await, Some(kept.clone()));
+        let row = host
+            .define(None, with_uuid("web", WEB), None, anyone(), soon())
+            .await
+            .unwrap();
+        assert_eq!(row.metadata, kept);
+        if world.state("web") == Some(DomainState::Running) {
+            assert_eq!(world.owned("web", LIVE).await, Some(kept.clone()));
+            host.destroy(world.target("web"), soon()).await.unwrap();
+        }
+    }
+    let row = host
+        .start_domain(world.target("web"), false, soon())
+        .await
+        .unwrap();
+    assert_eq!(row.metadata, kept);
+}
+
+#[tokio::test]
+async fn owners_and_state_are_read_again_in_the_lane_and_judged_again() {
+    let world = World::new().await;
+    world.set("web", owner(ALICE, "")).await.unwrap();
+    let host = world.hypervisors.by_index(0).unwrap();
+    type Act = fn(&Domain) -> Result<(), Error>;
+    type Seen = fn(&Facts) -> bool;
+    let acts: [(Act, Seen); 4] = [
+        (
+            |domain| {
+                put(
+                    domain,
+                    Some("<domain><owner>bob@EXAMPLE.ORG</owner></domain>"),
+                    LIVE,
+                )
+            },
+            |facts| *facts.metadata == Ok(owned_by(BOB)),
+        ),
+        (
+            |domain| put(domain, Some("<domain><group/></domain>"), LIVE),
+            |facts| facts.metadata.is_err(),
+        ),
+        (
+            |domain| put(domain, None, LIVE),
+            |facts| *facts.metadata == Ok(Metadata::default()),
+        ),
+        (Domain::suspend, |facts| facts.state == DomainState::Paused),
+    ];
+    for (act, is_seen) in acts {
+        let judged = world.facts("web");
+        let asked = Arc::new(AtomicUsize::new(0));
+        let judge: Judge = {
+            let asked = Arc::clone(&asked);
+            Arc::new(move |facts| {
+                asked.fetch_add(1, Ordering::SeqCst);
+                assert!(is_seen(facts), "{facts:?}");
+                denied()
+            })
+        };
+        let target = Target {
+            facts: judged.clone(),
+            judge,
+        };
+        let inner = Arc::clone(&host);
+        let work = move |call: &connections::Call| {
+            // Between verdict and action, sooner than any event can be read.
+            act(&call.connection.lookup_domain_by_uuid(judged.uuid).unwrap()).unwrap();
+            let visit = Visit::new(call, &inner, &target);
+            assert_eq!(visit.err().unwrap().code, Code::Denied);
+            Ok(())
+        };
+        host.run(Class::Change, Vec::new(), Some(soon()), work)
+            .await
+            .unwrap();
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
+    let judged = world.target("web");
+    world
+        .put_by_hand(
+            "web",
+            "<domain><owner>bob@EXAMPLE.ORG</owner></domain>",
+            LIVE,
+        )
+        .await;
+    let seen = Arc::new(std::sync::Mutex::new(None));
+    let target = Target {
+        judge: {
+            let seen = Arc::clone(&seen);
+            Arc::new(move |facts| {
+                *seen.lock().unwrap() = Some(facts.metadata.as_ref().clone());
+                denied()
+            })
+        },
+        ..judged
+    };
+    assert_eq!(
+        code(
+            world
+                .hypervisors
+                .describe(target, false, false, soon())
+                .await
+        ),
+        Code::Denied
+    );
+    assert_eq!(*seen.lock().unwrap(), Some(Ok(owned_by(BOB))));
+}
+
+#[tokio::test]
+async fn metadata_changed_by_hand_are_seen_by_events() {
+    let world = World::new().await;
+    let first = world.facts("web").revision;
+    world.put_by_hand("web", "<domain><owner>alice@EXAMPLE.ORG</owner><label name='lease-user'>bob@EXAMPLE.ORG</label></domain>", LIVE).await;
+    world
+        .until(|world| world.facts("web").revision != first)
+        .await;
+    let facts = world.facts("web");
+    assert_eq!(facts.lease.as_ref().unwrap().user, principal(BOB));
+    let (_, row) = world
+        .hypervisors
+        .rows()
+        .into_iter()
+        .find(|(_, row)| row.name.as_str() == "web")
+        .unwrap();
+    assert_eq!(row.metadata.owners, owned_by(ALICE).owners);
+    assert_eq!(row.metadata_trouble, "");
+}
+
+#[tokio::test]
+async fn broken_metadata_are_told_of_and_kept_until_somebody_takes_them_away() {
+    const BROKEN: &str = "<domain><owner>alice</owner><x:y xmlns:x=\"z\"/></domain>";
+    let world = World::new().await;
+    let host = &world.hypervisors;
+    world.put_by_hand("web", BROKEN, LIVE | CONFIG).await;
+    world.until(|world| world.metadata("web").is_err()).await;
+    let (_, row) = host
+        .rows()
+        .into_iter()
+        .find(|(_, row)| row.name.as_str() == "web")
+        .unwrap();
+    assert_eq!(row.metadata, Metadata::default());
+    assert!(
+        row.metadata_trouble.contains("names no realm"),
+        "{}",
+        row.metadata_trouble
+    );
+    let fault = world.set("web", owner(BOB, "")).await.unwrap_err();
+    assert!(
+        fault.code == Code::Conflict && fault.message.contains("--remove"),
+        "{fault}"
+    );
+    let raw = world.element("web", CONFIG).await.unwrap();
+    assert_eq!(
+        world.element("web", LIVE).await.as_deref(),
+        Some(raw.as_str())
+    );
+    let xml = with_metadata(
+        &with_uuid("web", WEB),
+        "",
+        &format!("<metadata>{MALLORY}</metadata>"),
+    );
+    let row = host
+        .define(None, xml, None, by_alice(), soon())
+        .await
+        .unwrap();
+    assert!(!row.metadata_trouble.is_empty());
+    assert_eq!(
+        readings::understood(world.element("web", CONFIG).await.as_deref()),
+        world.metadata("web")
+    );
+    host.destroy(world.target("web"), soon()).await.unwrap();
+    host.start_domain(world.target("web"), false, soon())
+        .await
+        .unwrap();
+    assert!(world.metadata("web").is_err());
+    world
+        .behind("web", |domain| put(domain, None, LIVE | CONFIG))
+        .await;
+    world
+        .until(|world| world.metadata("web") == Ok(Metadata::default()))
+        .await;
+    assert_eq!(
+        world.set("web", owner(BOB, "")).await.unwrap().metadata,
+        owned_by(BOB)
+    );
+}
+
+#[tokio::test]
+async fn metadata_are_set_in_all_that_there_is_of_a_domain() {
+    let world = World::new().await;
+    let host = &world.hypervisors;
+    let alice = Some(owned_by(ALICE));
+    assert_eq!(
+        world.set("web", owner(ALICE, "")).await.unwrap().metadata,
+        owned_by(ALICE)
+    );
+    assert_eq!(
+        (
+            world.owned("web", LIVE).await,
+            world.owned("web", CONFIG).await
+        ),
+        (alice.clone(), alice.clone())
+    );
+    // Both become what comes of that in force, also where that itself needs no change.
+    world
+        .put_by_hand(
+            "web",
+            "<domain><owner>mallory@EXAMPLE.ORG</owner></domain>",
+            CONFIG,
+        )
+        .await;
+    world
+        .set("web", owner(ALICE, "mallory@EXAMPLE.ORG"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (
+            world.owned("web", LIVE).await,
+            world.owned("web", CONFIG).await
+        ),
+        (alice.clone(), alice)
+    );
+    host.destroy(world.target("web"), soon()).await.unwrap();
+    let labels = Change::Labels {
+        set: [("tier".parse().unwrap(), "a <b> & \"c\"".parse().unwrap())].into(),
+        remove: BTreeSet::new(),
+    };
+    let row = world.set("web", labels).await.unwrap();
+    assert_eq!(
+        row.metadata.labels.values().next().unwrap().as_str(),
+        "a <b> & \"c\""
+    );
+    let row = world.set("web", owner("", ALICE)).await.unwrap();
+    assert!(row.metadata.owners.is_empty() && !row.metadata.labels.is_empty());
+    let remove = Change::Labels {
+        set: BTreeMap::new(),
+        remove: ["tier".parse().unwrap()].into(),
+    };
+    assert_eq!(
+        world.set("web", remove).await.unwrap().metadata,
+        Metadata::default()
+    );
+    assert_eq!(world.owned("web", CONFIG).await, None);
+
+    host.create(None, domain("brief", ""), false, false, anyone(), soon())
+        .await
+        .unwrap();
+    let row = world.set("brief", owner(ALICE, "")).await.unwrap();
+    assert_eq!((row.metadata, row.persistent), (owned_by(ALICE), false));
+}
+
+#[tokio::test]
+async fn nothing_to_change_is_no_write_and_too_much_is_refused() {
+    let by_hand =
+        "<domain> <label name='tier'>prod</label><owner>alice@EXAMPLE.ORG</owner></domain>";
+    let world = World::new().await;
+    world.put_by_hand("web", by_hand, LIVE | CONFIG).await;
+    let raw = world.element("web", LIVE).await.unwrap();
+    assert_ne!(raw, metadata::write_bare(&metadata::read(&raw).unwrap()));
+    for change in [
+        owner(ALICE, ""),
+        owner("", BOB),
+        Change::Class(None),
+        Change::Labels {
+            set: [("tier".parse().unwrap(), "prod".parse().unwrap())].into(),
+            remove: ["x".parse().unwrap()].into(),
+        },
+    ] {
+        world.set("web", change).await.unwrap();
+        assert_eq!(
+            world.element("web", LIVE).await.as_deref(),
+            Some(raw.as_str())
+        );
+    }
+    let crowd = (0..MAX_METADATA / 10)
+        .map(|number| principal(&format!("u{number:04}@EX.ORG")))
+        .collect();
+    let fault = world
+        .set(
+            "web",
+            Change::Owners {
+                add: crowd,
+                remove: BTreeSet::new(),
+            },
+        )
+        .await
+        .unwrap_err();
+    assert!(
+        fault.code == Code::TooLarge && fault.message.contains("4096"),
+        "{fault}"
+    );
+    assert_eq!(
+        world.element("web", LIVE).await.as_deref(),
+        Some(raw.as_str())
     );
 }

@@ -15,14 +15,14 @@ use xman_common::{
 };
 
 use super::{
-    Change, Facts, Hypervisors, NewDomain, Target, XmlJudge,
+    Change, Facts, Hypervisors, Target,
     connections::{Call, Class, Hypervisor},
-    faults, ffi,
+    faults,
     inventory::{self, Glimpse, Reading},
+    kept::Kept,
     lanes::Key,
-    readings,
+    metadata, readings,
     sense::{Act, Sizes, conflict, memory_flags, sense, vcpu_flags},
-    xml,
 };
 
 /// How long a guest is watched while it gives memory back or takes it.
@@ -67,8 +67,19 @@ impl Hypervisors {
         } else {
             sys::VIR_DOMAIN_NONE
         };
-        self.act(target, Act::Start, deadline, move |domain| {
-            domain.create_with_flags(flags)
+        self.in_lane(target, deadline, move |visit| {
+            sense(Act::Start, &visit.facts.name, visit.state)?;
+            let kept = Kept::present(visit.call, &visit.domain, &visit.facts)?;
+            visit.call.begin()?;
+            visit.ok(visit.domain.create_with_flags(flags))?;
+            // A saved image brings back the metadata of its time, with owners who are none any more.
+            if let Err(fault) = kept.see_to(visit.call, &visit.domain) {
+                return Err(faults::unknown(&format!(
+                    "'{}' was started, and it is not certain that its owners are those that it had: {}",
+                    visit.facts.name, fault.message
+                )));
+            }
+            Ok(visit.settle())
         })
         .await
     }
@@ -86,7 +97,11 @@ impl Hypervisors {
         let host = Arc::clone(&hypervisor);
         let emergency = lane.is_none();
         let work = move |call: &Call| {
-            let visit = Visit::new(call, &host, &target)?;
+            let visit = if emergency {
+                Visit::past_the_lane(call, &host, &target)?
+            } else {
+                Visit::new(call, &host, &target)?
+            };
             sense(Act::Destroy, &visit.facts.name, visit.state)?;
             call.begin()?;
             visit.ok(visit.domain.destroy())?;
@@ -308,11 +323,19 @@ impl Hypervisors {
     pub(crate) async fn set_metadata(
         &self,
         target: Target,
-        _change: Change,
+        change: Change,
         deadline: Instant,
     ) -> Result<DomainRow, Fault> {
-        self.in_lane(target, deadline, move |_| {
-            Err(Fault::new(Code::Unsupported, "not yet"))
+        self.in_lane(target, deadline, move |visit| {
+            let present = visit.facts.metadata.as_ref().as_ref();
+            let present =
+                present.map_err(|why| conflict(format!("'{}': {why}", visit.facts.name)))?;
+            let wanted = metadata::change(present, &change);
+            if wanted != *present {
+                metadata::fit(&wanted)?;
+            }
+            Kept::new(wanted).see_to(visit.call, &visit.domain)?;
+            Ok(visit.settle())
         })
         .await
     }
@@ -337,105 +360,6 @@ impl Hypervisors {
             visit.ok(undefine(&visit.domain, discard_saved, discard_nvram))?;
             visit.host.inventory.gone(visit.host.index, visit.facts.uuid, Moment::now());
             Ok(())
-        })
-        .await
-    }
-
-    /// Stores a definition, new or in place of the one that the domain of the same name and UUID has.
-    pub(crate) async fn define(
-        &self,
-        hypervisor: Option<&str>,
-        xml: String,
-        replaces: Option<String>,
-        judge: XmlJudge,
-        deadline: Instant,
-    ) -> Result<DomainRow, Fault> {
-        self.make(
-            hypervisor,
-            xml,
-            judge,
-            deadline,
-            move |call, host, new, xml, existing| {
-                let changed =
-                    "it has been changed in the meantime; describe it again and repeat the change";
-                match (existing, &replaces) {
-                    (None, None) => {}
-                    (None, Some(_)) => {
-                        return Err(conflict(format!(
-                            "'{}' has been undefined in the meantime",
-                            new.name
-                        )));
-                    }
-                    (Some((domain, facts)), replaces) => {
-                        if facts.name != new.name || Some(facts.uuid) != new.uuid {
-                            return Err(taken(new, facts));
-                        }
-                        if let Some(replaces) = replaces {
-                            let present = domain
-                                .xml_desc(xml_flags(true, true))
-                                .map_err(|error| call.fault(&error))?;
-                            if present != *replaces {
-                                return Err(conflict(format!(
-                                    "'{}' is not what it was: {changed}",
-                                    new.name
-                                )));
-                            }
-                        }
-                    }
-                }
-                call.begin()?;
-                let domain = call
-                    .connection
-                    .define_domain_xml(xml)
-                    .map_err(|error| call.fault(&error))?;
-                made(call, host, &domain)
-            },
-        )
-        .await
-    }
-
-    /// Makes a domain and starts it; with `define` it keeps a definition, unless it cannot be started.
-    pub(crate) async fn create(
-        &self,
-        hypervisor: Option<&str>,
-        xml: String,
-        define: bool,
-        paused: bool,
-        judge: XmlJudge,
-        deadline: Instant,
-    ) -> Result<DomainRow, Fault> {
-        let flags = if paused {
-            sys::VIR_DOMAIN_START_PAUSED
-        } else {
-            sys::VIR_DOMAIN_NONE
-        };
-        self.make(hypervisor, xml, judge, deadline, move |call, host, new, xml, existing| {
-            if let Some((_, facts)) = existing {
-                return Err(conflict(format!(
-                    "'{}' exists already, with the UUID {}; `rxm start` starts it, or give the new one another name and UUID",
-                    facts.name, facts.uuid
-                )));
-            }
-            call.begin()?;
-            if !define {
-                let domain = call.connection.create_domain_xml(xml, flags).map_err(|error| call.fault(&error))?;
-                return made(call, host, &domain);
-            }
-            let domain = call.connection.define_domain_xml(xml).map_err(|error| call.fault(&error))?;
-            let Err(error) = domain.create_with_flags(flags) else {
-                return made(call, host, &domain);
-            };
-            let fault = call.fault(&error);
-            // Who started it between our two calls shall keep it.
-            if fault.code != Code::Unknown && !domain.is_active().unwrap_or(true) {
-                if let Err(error) = undefine(&domain, false, false) {
-                    tracing::warn!("the definition of '{}', which could not be started, stays: {}", new.name, error.message());
-                }
-                if let Ok(uuid) = domain.uuid() {
-                    host.bell.changed(uuid);
-                }
-            }
-            Err(fault)
         })
         .await
     }
@@ -472,40 +396,6 @@ impl Hypervisors {
         let work = move |call: &Call| work(&Visit::new(call, &host, &target)?);
         hypervisor
             .run(Class::Change, vec![lane], Some(deadline), work)
-            .await
-    }
-
-    /// Brings XML into the host-wide lane and there to its judge; the rest gets the existing domain of that name or UUID.
-    async fn make(
-        &self,
-        hypervisor: Option<&str>,
-        xml: String,
-        judge: XmlJudge,
-        deadline: Instant,
-        rest: impl FnOnce(
-            &Call,
-            &Hypervisor,
-            &NewDomain,
-            &str,
-            Option<&(Domain, Facts)>,
-        ) -> Result<DomainRow, Fault>
-        + Send
-        + 'static,
-    ) -> Result<DomainRow, Fault> {
-        let hypervisor = self.chosen(hypervisor)?;
-        let new = xml::parse(&xml)?;
-        // Always in this order, and nobody else holds two: no deadlock.
-        let mut lanes = vec![hypervisor.lanes.take(Key::New, deadline).await?];
-        if let Some(uuid) = new.uuid {
-            lanes.push(hypervisor.lanes.take(Key::Domain(uuid), deadline).await?);
-        }
-        let host = Arc::clone(&hypervisor);
-        let work = move |call: &Call| {
-            let existing = existing(call, &host, &new, &judge)?;
-            rest(call, &host, &new, &xml, existing.as_ref())
-        };
-        hypervisor
-            .run(Class::Change, lanes, Some(deadline), work)
             .await
     }
 
@@ -551,6 +441,20 @@ impl<'a> Visit<'a> {
         host: &'a Hypervisor,
         target: &Target,
     ) -> Result<Self, Fault> {
+        Self::with(call, host, target, present)
+    }
+
+    /// As [`Visit::new`], with the metadata that events have brought: libvirt reads them with its ordinary workers, which may all hang.
+    fn past_the_lane(call: &'a Call, host: &'a Hypervisor, target: &Target) -> Result<Self, Fault> {
+        Self::with(call, host, target, remembered)
+    }
+
+    fn with(
+        call: &'a Call,
+        host: &'a Hypervisor,
+        target: &Target,
+        look: impl FnOnce(&Call, &Hypervisor, &Domain, Uuid) -> Result<Option<Facts>, Fault>,
+    ) -> Result<Self, Fault> {
         let uuid = target.facts.uuid;
         let began = Moment::now();
         let Some(domain) =
@@ -559,11 +463,10 @@ impl<'a> Visit<'a> {
             host.inventory.gone(host.index, uuid, began);
             return Err(faults::vanished());
         };
-        let facts = present(call, host, &domain, uuid)?.ok_or_else(faults::vanished)?;
+        let facts = look(call, host, &domain, uuid)?.ok_or_else(faults::vanished)?;
         if facts.revision != target.facts.revision {
             (target.judge)(&facts)?;
         }
-        let (state, _) = ffi::state(&domain).map_err(|error| call.fault(&error))?;
         let before = host
             .inventory
             .row(host.index, uuid)
@@ -572,8 +475,8 @@ impl<'a> Visit<'a> {
             call,
             host,
             domain,
+            state: facts.state,
             facts,
-            state: readings::state_of(state),
             before,
         })
     }
@@ -634,105 +537,71 @@ impl<'a> Visit<'a> {
     }
 }
 
-/// Returns the facts of a domain that libvirt has just shown; `None` where its name is none of ours.
-fn present(
+/// Returns the facts of a domain as libvirt shows them now, and puts them in memory where they are news; `None` where its name is none
+/// of ours.
+pub(super) fn present(
+    call: &Call,
+    host: &Hypervisor,
+    domain: &Domain,
+    uuid: Uuid,
+) -> Result<Option<Facts>, Fault> {
+    let failed = |error: Error| call.fault(&error);
+    let name = domain.name().map_err(failed)?;
+    let metadata = readings::owned(domain).map_err(failed)?;
+    let state = readings::state(domain).map_err(failed)?;
+    let known = host
+        .inventory
+        .find(&DomainRef::Uuid(uuid), Some(host.index));
+    if let Some(facts) = known
+        && facts.name.as_str() == name
+        && facts.state == state
+        && *facts.metadata == metadata
+    {
+        return Ok(Some(facts));
+    }
+    read_anew(call, host, domain)
+}
+
+/// As [`present`], but for the metadata, which are those in memory.
+fn remembered(
     call: &Call,
     host: &Hypervisor,
     domain: &Domain,
     uuid: Uuid,
 ) -> Result<Option<Facts>, Fault> {
     let name = domain.name().map_err(|error| call.fault(&error))?;
+    let state = readings::state(domain).map_err(|error| call.fault(&error))?;
     let known = host
         .inventory
         .find(&DomainRef::Uuid(uuid), Some(host.index));
-    if let Some(facts) = known
-        && facts.name.as_str() == name
-    {
-        return Ok(Some(facts));
+    match known {
+        Some(facts) if facts.name.as_str() == name => Ok(Some(Facts {
+            // Revision 0 is nobody's: the judge is asked again.
+            revision: if facts.state == state {
+                facts.revision
+            } else {
+                0
+            },
+            state,
+            ..facts
+        })),
+        _ => read_anew(call, host, domain),
     }
+}
+
+fn read_anew(call: &Call, host: &Hypervisor, domain: &Domain) -> Result<Option<Facts>, Fault> {
     let began = Moment::now();
     let reading =
         readings::one(domain, (&host.inventory, host.index)).map_err(|error| call.fault(&error))?;
     Ok(reading.map(|reading| host.inventory.put(host.index, reading, began)))
 }
 
-/// Finds the domains that have a new one's name or UUID, and has each of them judged before anything is said of it.
-fn existing(
-    call: &Call,
-    host: &Hypervisor,
-    new: &NewDomain,
-    judge: &XmlJudge,
-) -> Result<Option<(Domain, Facts)>, Fault> {
-    let failed = |error: Error| call.fault(&error);
-    let mut found: Vec<Domain> = Vec::new();
-    if let Some(uuid) = new.uuid {
-        found.extend(readings::find(&call.connection, uuid).map_err(failed)?);
-    }
-    if let Some(named) = readings::find_by_name(&call.connection, &new.name).map_err(failed)? {
-        let same =
-            |other: &Domain| matches!((other.uuid(), named.uuid()), (Ok(a), Ok(b)) if a == b);
-        if !found.iter().any(same) {
-            found.push(named);
-        }
-    }
-    if found.is_empty() {
-        judge(new, None)?;
-        return Ok(None);
-    }
-    let mut known = Vec::with_capacity(found.len());
-    for domain in found {
-        let uuid = domain.uuid().map_err(failed)?;
-        match present(call, host, &domain, uuid)? {
-            Some(facts) => {
-                judge(new, Some(&facts))?;
-                known.push((domain, facts));
-            }
-            None => {
-                judge(new, None)?;
-                return Err(conflict(
-                    "the UUID belongs to a domain whose name xmand cannot use; choose another"
-                        .to_owned(),
-                ));
-            }
-        }
-    }
-    // Where both are found and differ, the one that has the name says best what stands against it.
-    Ok(known.pop())
-}
-
-fn made(call: &Call, host: &Hypervisor, domain: &Domain) -> Result<DomainRow, Fault> {
-    let began = Moment::now();
-    let found = domain
-        .uuid()
-        .and_then(|uuid| readings::find(&call.connection, uuid));
-    let reading = match found {
-        Ok(Some(domain)) => readings::one(&domain, (&host.inventory, host.index)),
-        Ok(None) => Ok(None),
-        Err(error) => Err(error),
-    };
-    match reading {
-        Ok(Some(reading)) => {
-            let row = inventory::row(&reading, &host.uri, 0, false);
-            host.inventory.put(host.index, reading, began);
-            Ok(row)
-        }
-        Ok(None) => Err(Fault::new(
-            Code::NotFound,
-            "it was made, and was gone again at once; `rxm dmesg` may say why",
-        )),
-        Err(error) if error.code().to_raw() == sys::VIR_ERR_NO_DOMAIN => Err(Fault::new(
-            Code::NotFound,
-            "it was made, and was gone again at once; `rxm dmesg` may say why",
-        )),
-        Err(error) => Err(faults::unknown(&format!(
-            "it was made and cannot be read ({})",
-            faults::tidy(error.message())
-        ))),
-    }
-}
-
 /// KEEP_NVRAM is not known to drivers that have no such thing.
-fn undefine(domain: &Domain, discard_saved: bool, discard_nvram: bool) -> Result<(), Error> {
+pub(super) fn undefine(
+    domain: &Domain,
+    discard_saved: bool,
+    discard_nvram: bool,
+) -> Result<(), Error> {
     let saved = if discard_saved {
         sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     } else {
@@ -760,7 +629,7 @@ fn undefine(domain: &Domain, discard_saved: bool, discard_nvram: bool) -> Result
     }
 }
 
-fn xml_flags(inactive: bool, secrets: bool) -> sys::virDomainXMLFlags {
+pub(super) fn xml_flags(inactive: bool, secrets: bool) -> sys::virDomainXMLFlags {
     let inactive = if inactive {
         sys::VIR_DOMAIN_XML_INACTIVE
     } else {
@@ -790,17 +659,4 @@ fn not_in_time(message: &str) -> Fault {
         retry: true,
         ..Fault::new(Code::Refused, message)
     }
-}
-
-fn taken(new: &NewDomain, existing: &Facts) -> Fault {
-    let (name, uuid) = (&existing.name, existing.uuid);
-    conflict(if new.name == *name {
-        format!(
-            "'{name}' exists already, with the UUID {uuid}; give that in the XML to change it, or choose another name"
-        )
-    } else {
-        format!(
-            "the UUID {uuid} belongs to '{name}'; leave it out of the XML, or use that name to change it"
-        )
-    })
 }

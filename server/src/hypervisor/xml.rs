@@ -1,13 +1,15 @@
-//! Reads from a domain's XML its name and UUID, and refuses what this reader and libvirt's could read differently.
+//! Reads from a domain's XML its name and UUID, puts our metadata in, and refuses what this reader and libvirt's could read differently.
+
+use std::ops::Range;
 
 use roxmltree::{Document, Error, Node, ParsingOptions};
 use uuid::Uuid;
 use xman_common::{
     name::DomainName,
-    protocol::{Code, Fault, MAX_XML},
+    protocol::{Code, Fault, MAX_XML, Metadata},
 };
 
-use super::NewDomain;
+use super::{NewDomain, metadata};
 
 /// The most nodes accepted: an XML of a hundred thousand empty elements would cost many times its size in memory.
 const MAX_NODES: u32 = 20_000;
@@ -28,6 +30,66 @@ pub(super) fn parse(xml: &str) -> Result<NewDomain, Fault> {
             ),
         ));
     }
+    let document = document(xml)?;
+    described(&document)
+}
+
+/// Returns an XML with the element in `<metadata>` that is ours replaced, and every other byte as it was; none takes it away.
+///
+/// libvirt looks at the first `<metadata>` and the first of its children in our namespace, wherever that is bound: so the new one
+/// stands first, and it wins even where the readers should differ on what follows.
+///
+/// # Errors
+/// `BadRequest` for XML that [`parse`] refuses too.
+pub(super) fn with_element(xml: &str, element: Option<&str>) -> Result<String, Fault> {
+    let document = document(xml)?;
+    let root = document.root_element();
+    let metadata = only_child(&document, root, "metadata")?;
+    let start = start_tag(xml, metadata.unwrap_or(root));
+    let mut edits: Vec<(Range<usize>, String)> = Vec::new();
+    if let Some(element) = element {
+        edits.push(match metadata {
+            None => (
+                start.end..start.end,
+                format!("<metadata>{element}</metadata>"),
+            ),
+            Some(_) if start.is_whole => {
+                let slash = start.end.saturating_sub("/>".len());
+                (slash..start.end, format!(">{element}</metadata>"))
+            }
+            Some(_) => (start.end..start.end, element.to_owned()),
+        });
+    }
+    edits.extend(ours(metadata).map(|node| (node.range(), String::new())));
+    let mut written = String::with_capacity(xml.len() + element.map_or(0, str::len));
+    let mut at = 0;
+    for (place, text) in edits {
+        written.push_str(xml.get(at..place.start).unwrap_or_default());
+        written.push_str(&text);
+        at = place.end;
+    }
+    written.push_str(xml.get(at..).unwrap_or_default());
+    Ok(written)
+}
+
+/// Returns what [`parse`] does, and the owners, class and labels that the XML gives the domain, or why they cannot be read.
+///
+/// # Errors
+/// As [`parse`], but for the size.
+pub(super) fn read(xml: &str) -> Result<(NewDomain, Result<Metadata, String>), Fault> {
+    let document = document(xml)?;
+    let new = described(&document)?;
+    let place = only_child(&document, document.root_element(), "metadata")?;
+    // The first is what libvirt takes.
+    let metadata = match ours(place).next() {
+        None => Ok(Metadata::default()),
+        // With what is bound further out the element could not be read by itself; ours never needs it.
+        Some(element) => metadata::read(xml.get(element.range()).unwrap_or_default()),
+    };
+    Ok((new, metadata))
+}
+
+fn document(xml: &str) -> Result<Document<'_>, Fault> {
     if xml.contains('\0') {
         return Err(bad("it holds a NUL"));
     }
@@ -49,24 +111,94 @@ pub(super) fn parse(xml: &str) -> Result<NewDomain, Fault> {
         }
     })?;
     depth(&document)?;
+    names(xml)?;
+    Ok(document)
+}
+
+fn described(document: &Document<'_>) -> Result<NewDomain, Fault> {
     let root = document.root_element();
     if !root.has_tag_name("domain") || root.tag_name().namespace().is_some() {
         return Err(bad_at(
-            &document,
+            document,
             root,
             &format!("it is a <{}>, not a <domain>", root.tag_name().name()),
         ));
     }
     let name =
-        only_child(&document, root, "name")?.ok_or_else(|| bad("the <domain> has no <name>"))?;
-    let name_text = text(&document, name)?;
+        only_child(document, root, "name")?.ok_or_else(|| bad("the <domain> has no <name>"))?;
+    let name_text = text(document, name)?;
     let name = name_text
         .parse::<DomainName>()
-        .map_err(|error| bad_at(&document, name, &error.to_string()))?;
-    let uuid = only_child(&document, root, "uuid")?
-        .map(|node| uuid(&document, node))
+        .map_err(|error| bad_at(document, name, &error.to_string()))?;
+    let uuid = only_child(document, root, "uuid")?
+        .map(|node| uuid(document, node))
         .transpose()?;
+    only_child(document, root, "metadata")?;
     Ok(NewDomain { name, uuid })
+}
+
+/// The elements that are ours, where libvirt looks for them: among the children of `<metadata>`, not inside those of others.
+fn ours<'a>(metadata: Option<Node<'a, 'a>>) -> impl Iterator<Item = Node<'a, 'a>> {
+    let children = metadata.into_iter().flat_map(|node| node.children());
+    children.filter(|child| {
+        child.is_element() && child.tag_name().namespace() == Some(metadata::NAMESPACE)
+    })
+}
+
+/// Where a start tag ends, and whether it is the whole element.
+struct StartTag {
+    end: usize,
+    is_whole: bool,
+}
+
+/// Finds the end of an element's start tag, in XML that has been parsed.
+fn start_tag(xml: &str, node: Node<'_, '_>) -> StartTag {
+    let range = node.range();
+    let mut quote = None;
+    let mut before = b' ';
+    for (at, byte) in xml.bytes().enumerate().take(range.end).skip(range.start) {
+        match quote {
+            Some(open) if open == byte => quote = None,
+            Some(_) => {}
+            None if matches!(byte, b'"' | b'\'') => quote = Some(byte),
+            None if byte == b'>' => {
+                return StartTag {
+                    end: at + 1,
+                    is_whole: before == b'/',
+                };
+            }
+            None => {}
+        }
+        before = byte;
+    }
+    StartTag {
+        end: range.end,
+        is_whole: false,
+    }
+}
+
+/// Refuses what the two readers take for different names: libvirt's passes over `xmlns:x=""` and goes on with what x was bound to
+/// further out, takes `x:xmlns` for an ordinary attribute, and a colon in front for a part of the name.
+fn names(xml: &str) -> Result<(), Fault> {
+    if xml.contains("<:") || xml.contains("</:") {
+        return Err(bad("an element's name begins with a colon"));
+    }
+    for (at, found) in xml.match_indices("xmlns") {
+        let rest = xml.get(at + found.len()..).unwrap_or_default();
+        let is_named = xml.get(..at).is_some_and(|before| before.ends_with(':'));
+        if is_named && rest.trim_start().starts_with('=') {
+            return Err(bad("an attribute is named 'xmlns' behind a colon"));
+        }
+        let value = rest
+            .strip_prefix(':')
+            .map(|rest| rest.trim_start_matches(|c| !" \t\r\n=:<>\"'".contains(c)))
+            .and_then(|rest| rest.trim_start().strip_prefix('='))
+            .map(str::trim_start);
+        if value.is_some_and(|value| value.starts_with("\"\"") || value.starts_with("''")) {
+            return Err(bad("it binds a prefix to no namespace"));
+        }
+    }
+    Ok(())
 }
 
 /// libvirt's reader obeys a declared encoding, this one does not: in UTF-7 the same bytes are another document.
@@ -305,5 +437,93 @@ mod tests {
             "<b><c/></b>".repeat(5_000)
         );
         assert!(parse(&wide).is_ok());
+    }
+
+    const ALICE: &str = "<xman:domain xmlns:xman=\"urn:xman:domain:1\"><xman:owner>alice@EX.ORG</xman:owner></xman:domain>";
+
+    #[track_caller]
+    fn replaced(before: &str, element: Option<&str>, after: &str) {
+        assert_eq!(with_element(before, element).unwrap(), after);
+    }
+
+    #[test]
+    fn our_element_is_replaced_and_all_else_stays_byte_for_byte() {
+        let plain = "\u{feff}<?xml version='1.0'?>\r\n<!-- <metadata> --><domain a='>' b=\"/>\">\n <name>web</name> </domain>\n";
+        replaced(plain, None, plain);
+        replaced(
+            plain,
+            Some(ALICE),
+            &plain.replace("\"/>\">", &format!("\"/>\"><metadata>{ALICE}</metadata>")),
+        );
+        for empty in [
+            "<metadata/>",
+            "<metadata x='/>' />",
+            "<metadata></metadata>",
+        ] {
+            let xml = format!("<domain><name>web</name>{empty}</domain>");
+            replaced(&xml, None, &xml);
+            let full = with_element(&xml, Some(ALICE)).unwrap();
+            let attribute = if empty.contains("x=") { " x='/>' " } else { "" };
+            let expected = format!("<metadata{attribute}>{ALICE}</metadata>");
+            assert!(full.contains(&expected), "{full}");
+        }
+        let others = "<!-- c --><a:app xmlns:a='urn:a'><m xmlns='urn:xman:domain:1'/>&amp;</a:app><![CDATA[<xman:domain/>]]>";
+        let with = |ours: &str, after: &str| {
+            format!(
+                "<domain xmlns:x='urn:xman:domain:1'><name>web</name><metadata>{ours} {others}{after}</metadata></domain>"
+            )
+        };
+        for theirs in [
+            "<xman:domain xmlns:xman='urn:xman:domain:1'><xman:owner>mallory@EX.ORG</xman:owner></xman:domain>",
+            "<domain xmlns=\"urn:xman&#58;domain&#x3a;1\"/>",
+            "<x:domain><owner>mallory@EX.ORG</owner></x:domain>",
+            "<x:anything/>",
+        ] {
+            replaced(&with(theirs, theirs), None, &with("", ""));
+            replaced(&with(theirs, theirs), Some(ALICE), &with(ALICE, ""));
+            replaced(&with("", theirs), Some(ALICE), &with(ALICE, ""));
+        }
+        let (new, metadata) = read(&with(ALICE, "")).unwrap();
+        assert_eq!(new.name.as_str(), "web");
+        assert_eq!(
+            metadata.unwrap().owners.first().unwrap().as_str(),
+            "alice@EX.ORG"
+        );
+        assert!(read(&with("<x:domain/>", "")).unwrap().1.is_err());
+    }
+
+    #[test]
+    fn names_that_libvirt_could_read_differently_are_refused() {
+        let with = |metadata: &str| {
+            format!("<domain xmlns:x='urn:xman:domain:1'><name>a</name>{metadata}</domain>")
+        };
+        let inside = |child: &str| with(&format!("<metadata>{child}</metadata>"));
+        for (xml, why) in [
+            (with("<metadata/><metadata/>"), "a second <metadata>"),
+            (with("<x:metadata/>"), "namespace"),
+            (with("<metadata xmlns='urn:xman:domain:1'/>"), "namespace"),
+            (inside("<x:domain xmlns:x=''/>"), "no namespace"),
+            (inside("<x:domain xmlns:x\t=\n \"\"/>"), "no namespace"),
+            (
+                inside("<d xmlns='urn:xman:domain:1' :xmlns='b'/>"),
+                "behind a colon",
+            ),
+            (
+                inside("<d xmlns='urn:xman:domain:1' x:xmlns ='b'/>"),
+                "behind a colon",
+            ),
+            (
+                inside("<:domain xmlns='urn:xman:domain:1'></:domain>"),
+                "a colon",
+            ),
+            (inside("<x:y:domain/>"), "cannot be used"),
+            (inside("<z:domain/>"), "cannot be used"),
+        ] {
+            refused(&xml, why);
+        }
+        let begin = std::time::Instant::now();
+        let text = format!("<a>{}</a>", "xmlns:".repeat(MAX_XML / 6 - 10));
+        refused(&text, "not a <domain>");
+        assert!(begin.elapsed().as_secs() < 2, "{:?}", begin.elapsed());
     }
 }
