@@ -405,7 +405,16 @@ mod tests {
         }
         let long_ago = now.checked_sub(MAX_TTL).unwrap();
         memory.keep(identity, long_ago, [([3; 32], &answer(HOUR))].into_iter());
-        assert!(memory.recall(&[3; 32], now).is_none());
+        memory.keep(
+            identity,
+            now,
+            [([4; 32], &answer(Duration::ZERO))].into_iter(),
+        );
+        assert_eq!(
+            memory.answers.len(),
+            said.len(),
+            "what is over takes no room"
+        );
     }
 
     #[test]

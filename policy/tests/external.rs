@@ -401,6 +401,29 @@ fn a_thousand_questions_share_a_connection_and_their_answers_come_in_any_order()
     assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
+/// An authority that does not read on need not hold more than that.
+#[test]
+fn no_more_questions_wait_for_their_answers_than_may_be_in_flight() {
+    let place = Place::new();
+    let (sender, asked) = mpsc::channel();
+    place.listen(move |mut peer| {
+        let mut questions = peer.questions(1);
+        let timeout = |peer: &Peer, limit| peer.lines.get_ref().set_read_timeout(limit).unwrap();
+        timeout(&peer, Some(SHORT));
+        // until nothing comes any more
+        questions.extend(std::iter::from_fn(|| peer.question()));
+        timeout(&peer, None);
+        sender.send(questions.len()).unwrap();
+        for question in &questions {
+            peer.answer(&allow(question));
+        }
+        peer.serve(allow);
+    });
+    let opinions = judge_many(&place.backend(AMPLE), 1000);
+    assert_eq!(asked.recv_timeout(AMPLE).unwrap(), MAX_IN_FLIGHT);
+    assert_eq!(opinions, vec![allowed(); 1000]);
+}
+
 #[test]
 fn connections_are_few_and_used_again() {
     const CALLERS: usize = 2 * MAX_CONNECTIONS;
@@ -809,21 +832,24 @@ fn a_new_connection_that_closes_is_not_tried_again() {
 #[test]
 fn a_kept_connection_that_says_something_unasked_is_not_used() {
     let place = Place::new();
+    let (judged, kept) = mpsc::channel::<()>();
     let (sender, said) = mpsc::channel();
+    let kept = Mutex::new(kept);
     let connections = place.listen(move |mut peer| {
         let question = peer.question().unwrap();
         peer.answer(&allow(&question));
         if peer.number == 0 {
+            kept.lock().unwrap().recv().unwrap();
             // the next question's number, as good as one can guess it
-            peer.answer(
-                &json!({"xman": 1, "id": id(&question) + 1, "opinion": "allow", "rule": "r"}),
-            );
+            let next = id(&question) + 1;
+            peer.answer(&json!({"xman": 1, "id": next, "opinion": "allow", "rule": "r"}));
             sender.send(()).unwrap();
         }
         peer.hold();
     });
     let backend = place.backend(AMPLE);
     assert_eq!(judge(&backend), allowed());
+    judged.send(()).unwrap();
     said.recv_timeout(AMPLE).unwrap();
     assert_eq!(judge(&backend), allowed());
     assert_eq!(connections.load(Ordering::SeqCst), 2);
@@ -1249,7 +1275,8 @@ struct Authority {
 
 impl Authority {
     fn start(command: &mut Command) -> Self {
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let spawned = command.stderr(Stdio::piped()).spawn();
+        let mut child = spawned.expect("Python is needed: apt install python3");
         let log = Arc::new(Mutex::new(String::new()));
         let (lines, kept) = (
             BufReader::new(child.stderr.take().unwrap()),
