@@ -2,6 +2,7 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     missing_docs,
     reason = "a benchmark ends where something is not as it should be; criterion's macros make public functions"
 )]
@@ -41,7 +42,7 @@ struct Domain {
 /// Every tenth domain is alice's, every tenth has a job of hers.
 fn domains() -> Vec<Domain> {
     let domain = |n: u128| {
-        let owner = if n % 10 == 0 {
+        let owner = if n.is_multiple_of(10) {
             principal("alice@EX.ORG")
         } else {
             principal(&format!("user{n}@EX.ORG"))

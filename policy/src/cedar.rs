@@ -28,7 +28,7 @@ mod rules;
 mod scene;
 
 pub use folder::{GROUPS, MAX_FILE, MAX_FILE_NAME, MAX_FILES};
-pub use rules::{MAX_ID, MAX_POLICIES, MAX_TOLD, SCHEMA, SCHEMA_VERSION};
+pub use rules::{MAX_ID, MAX_NESTING, MAX_POLICIES, MAX_POLICY, MAX_TOLD, SCHEMA, SCHEMA_VERSION};
 
 use folder::{Look, Text};
 use rules::{Rule, Rules, one_line};
@@ -445,3 +445,6 @@ fn deny(reason: impl Into<String>) -> Opinion {
         reason: reason.into(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     str::FromStr,
+    thread,
 };
 
 use cedar_policy::{
@@ -16,7 +17,7 @@ use xman_common::name::Principal;
 
 use super::{
     folder::{GROUPS, Text},
-    scene::{Kind, Names},
+    scene::{Kind, Names, Used},
 };
 use crate::{
     Action,
@@ -29,6 +30,13 @@ pub const SCHEMA: &str = include_str!("../../schema.cedarschema");
 pub const SCHEMA_VERSION: u32 = 1;
 /// The most policies: each costs every request a little, and reading them holds up who asks first.
 pub const MAX_POLICIES: usize = 2000;
+/// The longest policy, in bytes, and how deep its brackets may nest: Cedar's parser and validator go down with what nests, and end the process where the
+/// stack ends.
+pub const MAX_POLICY: usize = 8 * 1024;
+/// See [`MAX_POLICY`].
+pub const MAX_NESTING: usize = 32;
+/// The stack on which policies are read. Only what is used of it is ever taken.
+const STACK: usize = 256 * 1024 * 1024;
 /// The longest `@id`, in bytes: it is a part of the rule that the audit shows.
 pub const MAX_ID: usize = 64;
 /// The most defects that are told at once, and the most warnings.
@@ -140,6 +148,21 @@ impl Rules {
     /// # Errors
     /// All that is wrong, each with its place.
     pub(crate) fn new(texts: &[Text], host: &str) -> Result<Self, Vec<String>> {
+        thread::scope(|scope| {
+            let reader = thread::Builder::new()
+                .name("policies".to_owned())
+                .stack_size(STACK)
+                .spawn_scoped(scope, || Self::read(texts, host))
+                .map_err(|error| vec![format!("no thread to read the policies on: {error}")])?;
+            reader.join().unwrap_or_else(|_| {
+                Err(vec![
+                    "reading failed; what xmand wrote to stderr says where".to_owned(),
+                ])
+            })
+        })
+    }
+
+    fn read(texts: &[Text], host: &str) -> Result<Self, Vec<String>> {
         let schema = Schema::from_str(SCHEMA)
             .map_err(|error| vec![format!("xmand's own schema is broken: {error}")])?;
         let mut reading = Reading::default();
@@ -226,6 +249,10 @@ impl<'a> Reading<'a> {
 
     fn file(&mut self, file: &'a str, text: &'a str) {
         self.files += 1;
+        if let Some((at, what)) = too_much(text) {
+            self.wrong_at(file, text, at, what);
+            return;
+        }
         let policies = match PolicySet::from_str(text) {
             Ok(policies) => policies,
             Err(errors) => {
@@ -351,14 +378,14 @@ impl<'a> Reading<'a> {
         let mut rules = Vec::new();
         let mut heads = Vec::new();
         let mut by_unix_groups = false;
-        let mut speaks_of_actions = false;
+        let mut used = Used::default();
         for found in std::mem::take(&mut self.found) {
             for uid in found.policy.entity_literals() {
                 by_unix_groups |= self.literal(&found, &uid);
             }
             match rule(&found.policy) {
                 Ok((rule, says)) => {
-                    speaks_of_actions |= says.actions;
+                    used.add(says.used);
                     if says.foreign_unix_groups {
                         self.wrong(
                             found.file,
@@ -379,7 +406,7 @@ impl<'a> Reading<'a> {
         if !self.defects.is_empty() {
             return Err(self.told());
         }
-        let names = Names::new(schema, host, speaks_of_actions)?;
+        let names = Names::new(schema, host, used)?;
         let actions = schema
             .action_entities()
             .map_err(|error| vec![format!("xmand's own schema is broken: {error}")])?;
@@ -504,10 +531,10 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// What the conditions of a policy speak of beside values.
-#[derive(Clone, Copy, Default)]
+/// What the conditions of a policy speak of.
+#[derive(Default)]
 struct Says {
-    actions: bool,
+    used: Used,
     foreign_unix_groups: bool,
 }
 
@@ -595,10 +622,21 @@ impl Says {
         // bounded by the parser, which refuses what nests too deep
         let mut open = vec![expression];
         while let Some(next) = open.pop() {
-            if let pst::Expr::Var(pst::Var::Action) = next {
-                self.actions = true;
+            if let pst::Expr::GetAttr { attr, .. } = next {
+                self.used.attributes.insert(attr.to_string());
+            } else if let pst::Expr::HasAttr { attrs, .. } = next {
+                let names = attrs.iter().map(ToString::to_string);
+                self.used.attributes.extend(names);
+            } else if let pst::Expr::BinaryOp {
+                op: pst::BinaryOp::HasTag | pst::BinaryOp::GetTag,
+                ..
+            } = next
+            {
+                self.used.tags = true;
+            } else if let pst::Expr::Var(pst::Var::Action) = next {
+                self.used.actions = true;
             } else if let pst::Expr::Literal(pst::Literal::EntityUID(uid)) = next {
-                self.actions |= uid.ty.to_string() == "Action";
+                self.used.actions |= uid.ty.to_string() == "Action";
             } else if let pst::Expr::BinaryOp {
                 op: pst::BinaryOp::In,
                 left,
@@ -656,6 +694,49 @@ fn children(expression: &pst::Expr) -> Vec<&pst::Expr> {
         | pst::Expr::Unknown { .. }
         | _ => Vec::new(),
     }
+}
+
+/// Finds what is longer or deeper than Cedar is trusted with; brackets and semicolons in strings and comments do not count.
+fn too_much(text: &str) -> Option<(usize, String)> {
+    let (mut depth, mut began) = (0_usize, 0_usize);
+    let mut bytes = text.bytes().enumerate().peekable();
+    while let Some((at, byte)) = bytes.next() {
+        match byte {
+            b'"' => {
+                let mut escaped = false;
+                for (_, byte) in bytes.by_ref() {
+                    if byte == b'"' && !escaped {
+                        break;
+                    }
+                    escaped = byte == b'\\' && !escaped;
+                }
+            }
+            b'/' if matches!(bytes.peek(), Some((_, b'/'))) => {
+                let mut end = at;
+                for (at, byte) in bytes.by_ref() {
+                    end = at;
+                    if byte == b'\n' {
+                        break;
+                    }
+                }
+                began += end - at;
+            }
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            b';' => began = at + 1,
+            _ => {}
+        }
+        if depth > MAX_NESTING {
+            let what =
+                format!("brackets nest deeper than {MAX_NESTING}; write it in a simpler way");
+            return Some((at, what));
+        }
+        if at.saturating_sub(began) > MAX_POLICY {
+            let what = format!("a policy of more than {MAX_POLICY} bytes; make several of it");
+            return Some((began, what));
+        }
+    }
+    None
 }
 
 fn number(id: &PolicyId) -> usize {

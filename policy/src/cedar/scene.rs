@@ -1,6 +1,6 @@
 //! What a question is about, in Cedar's terms: persons, groups, domains and the host as the schema has them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use cedar_policy::{
     Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, Request, RestrictedExpression,
@@ -48,6 +48,27 @@ impl Kind {
     }
 }
 
+/// What the conditions of all policies speak of. Nothing else is put before Cedar: most of a decision's time goes into what no policy looks at.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Used {
+    pub(crate) attributes: BTreeSet<String>,
+    pub(crate) tags: bool,
+    /// Whether they speak of actions beyond their heads.
+    pub(crate) actions: bool,
+}
+
+impl Used {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.attributes.extend(other.attributes);
+        self.tags |= other.tags;
+        self.actions |= other.actions;
+    }
+
+    fn has(&self, attribute: &str) -> bool {
+        self.attributes.contains(attribute)
+    }
+}
+
 /// The names of the schema's types and of what stands still.
 #[derive(Debug)]
 pub(crate) struct Names {
@@ -57,16 +78,13 @@ pub(crate) struct Names {
     host_type: EntityTypeName,
     host: Entity,
     host_uid: EntityUid,
+    used: Used,
     actions: HashMap<Action, (EntityUid, Vec<Entity>)>,
 }
 
 impl Names {
-    /// Finds them. Where policies speak of other actions than the one that is asked about, each question brings all of them.
-    pub(crate) fn new(
-        schema: &Schema,
-        host: &str,
-        speaks_of_actions: bool,
-    ) -> Result<Self, Vec<String>> {
+    /// Finds them.
+    pub(crate) fn new(schema: &Schema, host: &str, used: Used) -> Result<Self, Vec<String>> {
         let broken = |error: String| vec![format!("xmand's own schema is broken: {error}")];
         let named = |name: &str| {
             name.parse::<EntityTypeName>()
@@ -86,7 +104,7 @@ impl Names {
                     action_type.clone(),
                     EntityId::new(action.name()),
                 );
-                let entities = if speaks_of_actions {
+                let entities = if used.actions {
                     all.iter().cloned().collect()
                 } else {
                     Vec::new()
@@ -101,6 +119,7 @@ impl Names {
             host_type,
             host,
             host_uid,
+            used,
             actions,
         })
     }
@@ -172,14 +191,16 @@ pub(crate) struct Asker<'a> {
 impl<'a> Asker<'a> {
     pub(crate) fn new(query: &Query<'a>, names: &Names, groups: &Groups) -> Result<Self, String> {
         // a socket that takes both kinds of addresses writes 10.1.2.3 as ::ffff:10.1.2.3
-        let address = RestrictedExpression::new_ip(query.peer.to_canonical().to_string());
+        let address = names.used.has("address").then(|| {
+            let address = query.peer.to_canonical().to_string();
+            ("address".to_owned(), RestrictedExpression::new_ip(address))
+        });
         let acting = query.acting.map(|acting| {
             let uid = RestrictedExpression::new_entity_uid(names.user(acting));
             ("acting".to_owned(), uid)
         });
-        let context =
-            Context::from_pairs([("address".to_owned(), address)].into_iter().chain(acting))
-                .map_err(|error| error.to_string())?;
+        let context = Context::from_pairs(address.into_iter().chain(acting))
+            .map_err(|error| error.to_string())?;
         Ok(Self {
             first: *query,
             kind: Kind::of(&query.on),
@@ -239,7 +260,7 @@ impl Scene {
                     known.clone()
                 }
                 Subject::Domain(facts) => {
-                    if let Some(lease) = facts.lease {
+                    if let Some(lease) = facts.lease.filter(|_| names.used.has("lease")) {
                         users
                             .entry(&lease.user)
                             .or_insert_with(|| named_groups(&lease.user, names, groups));
@@ -266,7 +287,9 @@ impl Scene {
         for (principal, groups) in users {
             entities.push(user(principal, groups, names)?);
         }
-        entities.push(names.host.clone());
+        if asker.kind == Kind::Host || names.used.has("host") {
+            entities.push(names.host.clone());
+        }
         if let Some((_, actions)) = names.actions.get(&asker.first.action) {
             entities.extend(actions.iter().cloned());
         }
@@ -294,10 +317,14 @@ fn user(
 ) -> Result<Entity, String> {
     let parts = Parts::of(principal);
     let attributes = [
-        ("primary", text(parts.primary())),
-        ("instance", text(parts.instance)),
-        ("realm", text(parts.realm)),
+        ("primary", parts.primary()),
+        ("instance", parts.instance),
+        ("realm", parts.realm),
     ];
+    let attributes = attributes
+        .into_iter()
+        .filter(|(name, _)| names.used.has(name))
+        .map(|(name, value)| (name, text(value)));
     entity(&names.user(principal), attributes, groups, [])
 }
 
@@ -316,42 +343,45 @@ fn domain(subject: &Subject<'_>, uid: &EntityUid, names: &Names) -> Result<Entit
             ("", DomainState::Unknown.name(), "", &nobodys, None)
         }
     };
-    let owners = metadata
-        .owners
-        .iter()
-        .map(|owner| RestrictedExpression::new_entity_uid(names.user(owner)));
-    let class = metadata.class.as_ref().map_or("", |class| class.as_str());
-    let lease = match lease {
-        None => None,
-        Some(lease) => {
-            let fields = [
-                (
-                    "user".to_owned(),
-                    RestrictedExpression::new_entity_uid(names.user(&lease.user)),
-                ),
-                ("job".to_owned(), text(&lease.job)),
-            ];
-            let record =
-                RestrictedExpression::new_record(fields).map_err(|error| error.to_string())?;
-            Some(("lease", record))
-        }
-    };
-    let attributes = [
-        ("name", text(name)),
-        ("owners", RestrictedExpression::new_set(owners)),
-        ("class", text(class)),
-        ("state", text(state)),
+    let used = &names.used;
+    let mut attributes = Vec::with_capacity(7);
+    let plain = [
+        ("name", name),
         (
-            "host",
-            RestrictedExpression::new_entity_uid(names.host_uid.clone()),
+            "class",
+            metadata.class.as_ref().map_or("", |class| class.as_str()),
         ),
-        ("hypervisor", text(hypervisor)),
+        ("state", state),
+        ("hypervisor", hypervisor),
     ];
+    let plain = plain.into_iter().filter(|(name, _)| used.has(name));
+    attributes.extend(plain.map(|(name, value)| (name, text(value))));
+    if used.has("owners") {
+        let owners = metadata
+            .owners
+            .iter()
+            .map(|owner| RestrictedExpression::new_entity_uid(names.user(owner)));
+        attributes.push(("owners", RestrictedExpression::new_set(owners)));
+    }
+    if used.has("host") {
+        let host = RestrictedExpression::new_entity_uid(names.host_uid.clone());
+        attributes.push(("host", host));
+    }
+    if let Some(lease) = lease.filter(|_| used.has("lease")) {
+        let user = RestrictedExpression::new_entity_uid(names.user(&lease.user));
+        let fields = [
+            ("user".to_owned(), user),
+            ("job".to_owned(), text(&lease.job)),
+        ];
+        let record = RestrictedExpression::new_record(fields).map_err(|error| error.to_string())?;
+        attributes.push(("lease", record));
+    }
     let labels = metadata
         .labels
         .iter()
+        .filter(|_| used.tags)
         .map(|(name, value)| (name.as_str().to_owned(), text(value.as_str())));
-    entity(uid, attributes.into_iter().chain(lease), [], labels)
+    entity(uid, attributes, [], labels)
 }
 
 fn entity(
