@@ -14,7 +14,7 @@ SHARE := $(DESTDIR)$(PREFIX)/share
 UNIT := $(DESTDIR)$(if $(filter /usr,$(PREFIX)),/usr,$(PREFIX))/lib/systemd/system
 ETC := $(DESTDIR)/etc/xman
 
-.PHONY: help setup build release check format clippy laws deny audit test demo install clean
+.PHONY: help setup build release check format clippy laws deny audit test bench demo install clean
 
 help: ## Shows the targets.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ audit: ## Known advisories; needs the advisory database.
 test: check build ## Everything, against real services.
 	$(CARGO) test --workspace --locked
 
+bench: setup ## What a decision costs.
+	$(CARGO) bench --locked -p xman-policy
+
 demo: release ## A throwaway realm, a real guest, a refused stranger, the audit.
 	$(CARGO) build --release --locked -p xman-tests --bin xman-demo
 	$(TARGET)/release/xman-demo
@@ -70,6 +73,10 @@ install: ## Installs what `make release` built (PREFIX, DESTDIR).
 	install -D -m 0644 deploy/xmand.toml $(ETC)/xmand.toml.example
 	install -D -m 0644 deploy/rxm.toml $(ETC)/rxm.toml.example
 	install -D -m 0644 deploy/rsyslog-xman.conf $(SHARE)/doc/xman/rsyslog-xman.conf
+	install -D -m 0644 policy/schema.cedarschema $(SHARE)/xman/schema.cedarschema
+	install -d $(SHARE)/doc/xman/policy
+	cp -R deploy/policy/. $(SHARE)/doc/xman/policy
+	install -D -m 0755 deploy/xman-authority.py $(SHARE)/doc/xman/xman-authority.py
 
 clean: ## Removes what was built.
 	$(CARGO) clean

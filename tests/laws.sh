@@ -27,6 +27,8 @@ only '\bunsafe\b' 'unsafe code stands in files of its own' server/src/hypervisor
 only '\broxmltree::' 'XML is read in hypervisor/ alone, and by rxm edit what an editor left' server/src/hypervisor/ client/src/bin/rxm/edit.rs
 only 'Grant \{' 'only policy makes a Grant' policy/src/
 only 'perform::perform\(' 'perform is reached through a verdict alone' server/src/call.rs
+only 'policy\.(decide|decide_all|explain)\(' 'the policy is asked in rights.rs alone' server/src/rights.rs
+only '\bcedar_policy::' 'only cedar names Cedar' policy/src/cedar
 only 'std::env::(var|var_os|set_var)' 'no request path reads the environment' server/src/main.rs client/src/ common/src/gss.rs
 only '#\[ignore' 'no test is skipped'
 

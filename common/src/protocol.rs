@@ -617,8 +617,29 @@ pub struct SetClass {
 pub struct Explain {
     /// A verb, or what else policies decide about (`own`, `act-for`).
     pub action: String,
-    /// On which domain; on the host where absent.
-    pub domain: Option<DomainRef>,
+    /// To what.
+    pub about: About,
+}
+
+/// What a question is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum About {
+    /// The host.
+    Host,
+    /// A domain.
+    Domain(DomainRef),
+    /// Somebody to act for.
+    Person(Principal),
+}
+
+impl fmt::Display for About {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => Ok(()),
+            Self::Domain(domain) => domain.fmt(f),
+            Self::Person(person) => person.fmt(f),
+        }
+    }
 }
 
 /// Arguments of `explain-other`.
@@ -628,8 +649,8 @@ pub struct ExplainOther {
     pub principal: Principal,
     /// A verb, or what else policies decide about (`own`, `act-for`).
     pub action: String,
-    /// On which domain; on the host where absent.
-    pub domain: Option<DomainRef>,
+    /// To what.
+    pub about: About,
 }
 
 /// A call's answer when it succeeded.
@@ -878,7 +899,7 @@ pub struct Explanation {
     pub principal: Principal,
     /// To do what.
     pub action: String,
-    /// To which domain, as it was asked about; empty where to the host.
+    /// To which domain or for whom, as it was asked about; empty where to the host.
     pub domain: String,
     /// Whether the principal may.
     pub allowed: bool,

@@ -20,12 +20,12 @@ use xman_common::{
     codec::{self, CodecError},
     name::{DomainName, DomainRef, HostName, Principal},
     protocol::{
-        Ask, Call, CallHeader, Code, Create, Define, Describe, Dmesg, DomainRow, DomainState,
-        Effect, Explain, ExplainOther, ExplainStep, Explanation, Fault, FromCaller, FromHost,
-        Hello, HostInfo, HypervisorInfo, Identity, Info, Item, JobList, JobRow, JobState, List,
-        MAX_PATTERN, MAX_PATTERNS, MAX_XML, MemSet, Metadata, Migrate, OnDomain, OnJob, Progress,
-        Reply, Request, SetClass, SetLabels, SetOwners, Start, Undefine, VcpuSet, Verb, Welcome,
-        Whoami,
+        About, Ask, Call, CallHeader, Code, Create, Define, Describe, Dmesg, DomainRow,
+        DomainState, Effect, Explain, ExplainOther, ExplainStep, Explanation, Fault, FromCaller,
+        FromHost, Hello, HostInfo, HypervisorInfo, Identity, Info, Item, JobList, JobRow, JobState,
+        List, MAX_PATTERN, MAX_PATTERNS, MAX_XML, MemSet, Metadata, Migrate, OnDomain, OnJob,
+        Progress, Reply, Request, SetClass, SetLabels, SetOwners, Start, Undefine, VcpuSet, Verb,
+        Welcome, Whoami,
     },
     wire::MAX_SEALED,
 };
@@ -251,13 +251,17 @@ fn requests() -> Vec<Request> {
             .into(),
         Verb::Explain => vec![Request::Explain(Explain {
             action: "pause".to_owned(),
-            domain: Some(by_name()),
+            about: About::Domain(by_name()),
         })],
-        Verb::ExplainOther => vec![Request::ExplainOther(ExplainOther {
-            principal: alice(),
-            action: "act-for".to_owned(),
-            domain: None,
-        })],
+        Verb::ExplainOther => [About::Host, About::Person(alice())]
+            .map(|about| {
+                Request::ExplainOther(ExplainOther {
+                    principal: alice(),
+                    action: "act-for".to_owned(),
+                    about,
+                })
+            })
+            .into(),
     };
     Verb::ALL
         .iter()

@@ -9,11 +9,14 @@ use std::{
 
 use jiff::SignedDuration;
 use serde::{Deserialize, Deserializer, de::Error as _};
-use xman_common::name::Principal as PrincipalPattern;
 use xman_common::{name::HostName, protocol::PORT};
-use xman_policy::k5login;
+use xman_policy::{cedar, external::External, groups::PrincipalPattern, k5login};
 
-use crate::{ROOT, audit, hypervisor::Hypervisors, store::Store};
+use crate::{
+    ROOT, audit,
+    hypervisor::{Hypervisors, hostname},
+    store::Store,
+};
 
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -164,6 +167,18 @@ impl Default for Authorization {
     }
 }
 
+impl Authorization {
+    /// Returns the backend that asks the site's own authority.
+    pub(crate) fn authority(&self) -> External {
+        External::new(
+            self.external.clone(),
+            ROOT,
+            hostname(),
+            self.external_timeout,
+        )
+    }
+}
+
 impl Default for Migration {
     fn default() -> Self {
         Self {
@@ -227,12 +242,7 @@ impl Config {
             Some("`listen` names no address, so nobody could connect".to_owned())
         } else if self.hypervisors.is_empty() {
             Some("`hypervisors` names no libvirt URI".to_owned())
-        } else if self.hypervisors.iter().enumerate().any(|(i, uri)| {
-            self.hypervisors
-                .iter()
-                .skip(i + 1)
-                .any(|other| other == uri)
-        }) {
+        } else if is_twice(&self.hypervisors) {
             Some("`hypervisors` names a libvirt URI twice".to_owned())
         } else if self
             .hypervisors
@@ -242,6 +252,8 @@ impl Config {
             Some("`hypervisors` holds an empty URI, or one with a NUL".to_owned())
         } else if self.authorization.backends.is_empty() {
             Some("`authorization.backends` is empty, so everybody would be refused; name at least \"k5login\"".to_owned())
+        } else if is_twice(&self.authorization.backends) {
+            Some("`authorization.backends` names a backend twice".to_owned())
         } else if !self.migration.uri.contains("{host}") {
             Some("`migration.uri` lacks {host}, where the destination's name goes".to_owned())
         } else if [
@@ -270,6 +282,17 @@ impl Config {
             self.migration.uri.replace("{host}", &host)
         })
     }
+}
+
+fn is_twice<T: PartialEq>(values: &[T]) -> bool {
+    let mut rest = values;
+    while let [first, others @ ..] = rest {
+        if others.contains(first) {
+            return true;
+        }
+        rest = others;
+    }
+    false
 }
 
 /// One thing that `--check` looked at.
@@ -311,7 +334,8 @@ pub(crate) async fn check(config: &Config, keys: Result<String, String>) -> Vec<
     for backend in &config.authorization.backends {
         match backend {
             Backend::K5login => findings.extend(check_k5login(&config.authorization.k5login)),
-            Backend::Cedar | Backend::External => {}
+            Backend::Cedar => findings.extend(check_cedar(&config.authorization)),
+            Backend::External => findings.push(check_authority(&config.authorization)),
         }
     }
     for uri in &config.hypervisors {
@@ -321,6 +345,40 @@ pub(crate) async fn check(config: &Config, keys: Result<String, String>) -> Vec<
         });
     }
     findings
+}
+
+fn check_cedar(authorization: &Authorization) -> Vec<Finding> {
+    let what = format!("policies {}", authorization.cedar.display());
+    let finding = |how| Finding {
+        what: what.clone(),
+        how,
+    };
+    match cedar::check(&authorization.cedar, ROOT) {
+        Ok(summary) => {
+            let unasked = (summary.unix_groups && !authorization.unix_groups).then(|| {
+                "they go by Unix groups, so everybody would be denied: set unix-groups = true"
+                    .to_owned()
+            });
+            let warnings = summary.warnings.iter().cloned().chain(unasked).map(Err);
+            let well = Ok(format!("hold {summary}"));
+            std::iter::once(well).chain(warnings).map(finding).collect()
+        }
+        Err(trouble) => trouble
+            .defects()
+            .iter()
+            .map(|defect| finding(Err(defect.clone())))
+            .collect(),
+    }
+}
+
+fn check_authority(authorization: &Authorization) -> Finding {
+    Finding {
+        what: format!("authority {}", authorization.external.display()),
+        how: authorization
+            .authority()
+            .check()
+            .map_err(|error| error.to_string()),
+    }
 }
 
 fn check_k5login(k5login: &Path) -> Vec<Finding> {
@@ -373,6 +431,9 @@ mod tests {
             "audit = 'sometimes'",
             "[authorization]\nbackends = []",
             "[authorization]\nbackends = ['allow-all']",
+            "[authorization]\nbackends = ['cedar', 'cedar']",
+            "[authorization]\nact-for = ['portal']",
+            "[authorization]\nexternal-timeout = '0s'",
             "[migration]\nuri = 'qemu+tls://host/system'",
             "[migration]\npeers = ['a/b']",
             "[limits]\nmax-sessions = 0",

@@ -40,7 +40,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing_subscriber::EnvFilter;
 use xman_common::gss::Keys;
-use xman_policy::{Authorizer, Chain, k5login::K5login};
+use xman_policy::{Authorizer, Chain, cedar::Cedar, k5login::K5login};
 
 use crate::{
     audit::Audit,
@@ -310,7 +310,11 @@ fn policy(config: &Config) -> Result<Chain, String> {
     let backends = authorization.backends.iter().map(|backend| {
         Ok::<Box<dyn Authorizer>, String>(match backend {
             Backend::K5login => Box::new(K5login::new(authorization.k5login.clone(), ROOT)),
-            Backend::Cedar | Backend::External => return Err("not yet".to_owned()),
+            Backend::Cedar => Box::new(
+                Cedar::open(&authorization.cedar, hypervisor::hostname(), ROOT)
+                    .map_err(|error| error.to_string())?,
+            ),
+            Backend::External => Box::new(authorization.authority()),
         })
     });
     backends.collect::<Result<_, _>>().map(Chain::new)

@@ -12,8 +12,8 @@ use xman_common::{
     codec,
     name::DomainRef,
     protocol::{
-        Ask, Code, Dmesg, DomainRow, Fault, HostInfo, Identity, Item, JobRow, JobState, List,
-        Migrate, Progress, Reply, Request, Verb,
+        About, Ask, Code, Dmesg, DomainRow, Fault, HostInfo, Identity, Item, JobRow, JobState,
+        List, Migrate, Progress, Reply, Request, Verb,
     },
 };
 use xman_policy::{Action, Grant, Person, Subject, UnixGroups, UnknownAction, Verdict};
@@ -233,11 +233,11 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
             .map(Reply::Domain),
         Request::Explain(explain) => {
             let person = Arc::clone(&work.caller.person);
-            explained(&explain.action, explain.domain.as_ref(), person, &work).await
+            explained(&explain.action, &explain.about, person, &work).await
         }
         Request::ExplainOther(explain) => {
             let person = Arc::new(host.people.find(&explain.principal).await);
-            explained(&explain.action, explain.domain.as_ref(), person, &work).await
+            explained(&explain.action, &explain.about, person, &work).await
         }
     }
 }
@@ -327,22 +327,11 @@ pub(crate) fn arguments(request: &Request) -> String {
                 .as_ref()
                 .map_or("none".to_owned(), |class| format!("class={class}")),
         ],
-        Request::Explain(explain) => vec![
-            explain.action.clone(),
-            explain
-                .domain
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-        ],
+        Request::Explain(explain) => vec![explain.action.clone(), explain.about.to_string()],
         Request::ExplainOther(explain) => vec![
             explain.principal.to_string(),
             explain.action.clone(),
-            explain
-                .domain
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+            explain.about.to_string(),
         ],
     };
     words
@@ -375,19 +364,17 @@ impl Work {
     fn xml_judge(&self, verb: Verb) -> XmlJudge {
         let (host, caller) = (Arc::clone(&self.host), self.caller.clone());
         Arc::new(move |new: &NewDomain, existing: Option<&Facts>| {
-            ask_again(
-                &host,
-                &caller,
-                verb,
-                Subject::NewDomain {
-                    name: &new.name,
-                    uuid: new.uuid,
-                },
-            )?;
+            let made = Subject::NewDomain {
+                name: &new.name,
+                uuid: new.uuid,
+            };
+            ask_again(&host, &caller, verb, made)?;
             if let Some(facts) = existing {
                 ask_again(&host, &caller, verb, Subject::Domain(facts.into()))?;
+                return Ok(None);
             }
-            Ok(None)
+            let owns = matches!(host.may(&caller, Action::Own, made), Verdict::Allow(_));
+            Ok(owns.then(|| caller.person.principal.clone()))
         })
     }
 
@@ -460,45 +447,36 @@ fn whoami(grant: &Grant, work: &Work) -> Identity {
 }
 
 /// Explains what somebody may do, as far as who asks may see the domain.
-async fn explained(
-    action: &str,
-    domain: Option<&DomainRef>,
-    person: Arc<Person>,
-    work: &Work,
-) -> Outcome {
+async fn explained(action: &str, about: &About, person: Arc<Person>, work: &Work) -> Outcome {
     let action: Action = action
         .parse()
         .map_err(|error: UnknownAction| Fault::new(Code::BadRequest, error.to_string()))?;
-    let named = domain.map(ToString::to_string).unwrap_or_default();
     let host = &work.host;
-    if action == Action::ActFor {
-        let other = named.parse().map_err(|error| {
-            Fault::new(
-                Code::BadRequest,
-                format!("to act for whom? Name a principal in the domain's place: {error}"),
-            )
-        })?;
-        let other = host.people.find(&other).await;
-        return Ok(Reply::Explained(host.explain(
-            &person,
-            action,
-            Subject::Person(&other),
-            &named,
-            &work.caller,
-        )));
+    let (mut facts, mut other) = (None, None);
+    match about {
+        About::Host => {}
+        About::Domain(domain) => {
+            let found = host.hypervisors.find(domain, work.hypervisor.as_deref());
+            facts = found.filter(|facts| {
+                let seen = host.may(&work.caller, Verb::List, Subject::Domain(facts.into()));
+                matches!(seen, Verdict::Allow(_))
+            });
+        }
+        About::Person(principal) => other = Some(host.people.find(principal).await),
     }
-    let facts = domain.and_then(|domain| {
-        let facts = host.hypervisors.find(domain, work.hypervisor.as_deref())?;
-        let seen = host.may(&work.caller, Verb::List, Subject::Domain((&facts).into()));
-        matches!(seen, Verdict::Allow(_)).then_some(facts)
-    });
-    let on = match (domain, &facts) {
-        (Some(_), Some(facts)) => Subject::Domain(facts.into()),
-        (Some(_), None) => Subject::UnknownDomain,
-        (None, _) if is_about_the_host(action) => Subject::Host,
-        (None, _) => Subject::UnknownDomain,
+    let on = match (&facts, &other) {
+        (Some(facts), _) => Subject::Domain(facts.into()),
+        (None, Some(other)) => Subject::Person(other),
+        (None, None) if *about == About::Host && is_about_the_host(action) => Subject::Host,
+        (None, None) => Subject::UnknownDomain,
     };
-    let explanation = host.explain(&person, action, on, &named, &work.caller);
+    if (action == Action::ActFor) != other.is_some() {
+        return Err(Fault::new(
+            Code::BadRequest,
+            "act-for is about a person, and everything else about a domain or the host",
+        ));
+    }
+    let explanation = host.explain(&person, action, on, &about.to_string(), &work.caller);
     Ok(Reply::Explained(explanation))
 }
 

@@ -7,7 +7,7 @@ use tokio::{task::block_in_place, time::sleep};
 use uuid::Uuid;
 use xman_common::{
     name::{DomainRef, Principal},
-    protocol::{DomainRow, Explanation, Verb},
+    protocol::{DomainRow, ExplainStep, Explanation, Verb},
 };
 use xman_policy::{Action, DomainFacts, Person, Query, Subject, Verdict};
 
@@ -78,11 +78,8 @@ impl Host {
         if other == proven {
             return Ok((caller.clone(), String::new()));
         }
-        let listed = &self.config.authorization.act_for;
-        if !listed.iter().any(|pattern| pattern == proven) {
-            return Err(format!(
-                "authorization.act-for of xmand.toml does not name {proven}"
-            ));
+        if !self.is_listed(proven) {
+            return Err(unlisted(proven));
         }
         let acting = Caller {
             person: Arc::new(self.people.find(other).await),
@@ -112,7 +109,28 @@ impl Host {
             person: Arc::clone(person),
             ..asker.clone()
         };
-        block_in_place(|| self.policy.explain(&asked.query(action, on), named))
+        let explained = block_in_place(|| self.policy.explain(&asked.query(action, on), named));
+        if action != Action::ActFor || self.is_listed(&person.principal) {
+            return explained;
+        }
+        let unlisted = ExplainStep {
+            backend: "xmand.toml".to_owned(),
+            opinion: "deny".to_owned(),
+            because: unlisted(&person.principal),
+            wants: Vec::new(),
+        };
+        Explanation {
+            allowed: false,
+            rule: unlisted.because.clone(),
+            steps: vec![unlisted],
+            ..explained
+        }
+    }
+
+    /// Whether the configuration lets a principal act for others at all.
+    fn is_listed(&self, principal: &Principal) -> bool {
+        let listed = &self.config.authorization.act_for;
+        listed.iter().any(|pattern| pattern.matches(principal))
     }
 
     /// Returns when a caller may not go on any more with what it was allowed: rules, facts and leases change under it.
@@ -131,6 +149,10 @@ impl Host {
             }
         }
     }
+}
+
+fn unlisted(principal: &Principal) -> String {
+    format!("authorization.act-for of xmand.toml does not name {principal}")
 }
 
 impl<'a> From<&'a Facts> for DomainFacts<'a> {

@@ -44,6 +44,7 @@ pub struct HostBuilder {
     entrance: Vec<String>,
     callers_entrance: Vec<String>,
     own_syslog: bool,
+    policy: Vec<(String, String)>,
 }
 
 #[derive(Debug)]
@@ -68,6 +69,7 @@ impl Host {
             entrance: Vec::new(),
             callers_entrance: Vec::new(),
             own_syslog: true,
+            policy: Vec::new(),
         }
     }
 
@@ -111,6 +113,18 @@ impl Host {
             .arg("--config")
             .arg(self.write_config())
             .arg("--check");
+        run(xmand, b"", PATIENCE)
+    }
+
+    /// Runs `xmand policy test` with this table of expected decisions.
+    #[track_caller]
+    pub fn test_policy(&self, table: &str) -> Outcome {
+        let mut xmand = self.command();
+        xmand
+            .arg("--config")
+            .arg(self.write_config())
+            .args(["policy", "test"])
+            .arg(self.scratch.write("expected.toml", table));
         run(xmand, b"", PATIENCE)
     }
 
@@ -236,6 +250,18 @@ impl Host {
         self.scratch.path().join("k5login")
     }
 
+    /// Returns the folder of the site's policies.
+    #[must_use]
+    pub fn policy(&self) -> PathBuf {
+        self.scratch.path().join("policy")
+    }
+
+    /// Writes a file of the site's policies, as an editor does: whole, and by renaming.
+    #[track_caller]
+    pub fn write_policy(&self, name: &str, text: &str) {
+        write_policy(&self.policy(), name, text);
+    }
+
     /// Returns the state directory.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
@@ -302,6 +328,12 @@ impl HostBuilder {
     pub fn no_k5login(mut self) -> Self {
         self.k5login = K5login::Absent;
         self
+    }
+
+    /// Gives the site a policy file, and has it asked after `.k5login`.
+    pub fn policy(mut self, name: &str, text: &str) -> Self {
+        self.policy.push((name.to_owned(), text.to_owned()));
+        self.config_extra("[authorization]\nbackends = ['k5login', 'cedar']")
     }
 
     /// Makes this libvirt URI the host's only hypervisor.
@@ -415,6 +447,15 @@ impl HostBuilder {
             "k5login".into(),
             Value::String(k5login.display().to_string()),
         );
+        let policy = folder.join("policy");
+        authorization.insert("cedar".into(), Value::String(policy.display().to_string()));
+        if !self.policy.is_empty() {
+            fs::create_dir(&policy).expect("our own folder");
+            fs::set_permissions(&policy, fs::Permissions::from_mode(0o755)).expect("our own");
+        }
+        for (name, text) in &self.policy {
+            write_policy(&policy, name, text);
+        }
         config.insert("authorization".into(), Value::Table(authorization));
         merge(&mut config, self.config);
 
@@ -448,6 +489,14 @@ impl HostBuilder {
             addresses: Vec::new(),
         }
     }
+}
+
+#[track_caller]
+fn write_policy(folder: &Path, name: &str, text: &str) {
+    let fresh = folder.join(format!(".{name}.new"));
+    fs::write(&fresh, text).expect("our own folder");
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o644)).expect("our own file");
+    fs::rename(&fresh, folder.join(name)).expect("our own folder");
 }
 
 impl K5login {

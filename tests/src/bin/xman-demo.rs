@@ -24,8 +24,17 @@ fn main() {
     }
 }
 
+/// Whoever owns a domain may use it.
+const OWNERS: &str = r#"@id("everybody-asks")
+permit (principal, action in Action::"ask", resource is Host);
+@id("owners-use")
+permit (principal, action in [Action::"view", Action::"use"], resource is Domain)
+when { resource.owners.contains(principal) };
+"#;
+
 struct Stage {
     alice: User,
+    bob: User,
     mallory: User,
     guest: Guest,
     host: Host,
@@ -36,21 +45,30 @@ struct Stage {
 impl Stage {
     fn set() -> Self {
         say(
-            "A Kerberos realm of its own, with two principals who both have tickets: alice and mallory.",
+            "A Kerberos realm of its own, with three principals who all have tickets: alice, bob and mallory.",
         );
         let realm = Realm::shared();
-        let (alice, mallory) = (realm.user("alice"), realm.user("mallory"));
-        say(
-            "xmand, on a QEMU inside itself (no libvirtd). Its .k5login names one administrator: alice.",
+        let (alice, bob, mallory) = (
+            realm.user("alice"),
+            realm.user("bob"),
+            realm.user("mallory"),
         );
+        say(
+            "xmand, on a QEMU inside itself (no libvirtd). Its .k5login names one administrator: alice. A policy says what owners may:",
+        );
+        for line in OWNERS.lines() {
+            println!("    {line}");
+        }
         let embed = Embed::new();
         let host = Host::builder()
             .k5login(["alice"])
+            .policy("owners.cedar", OWNERS)
             .uri(&embed.uri())
             .start(realm);
         let guest = Guest::booted("demo").memory(128, 256);
         Self {
             alice,
+            bob,
             mallory,
             guest,
             host,
@@ -78,9 +96,15 @@ impl Stage {
         self.rxm(&self.alice, &["-o", "wide", "list", "demo"]);
         say("Its XML, as libvirt has it; secrets are left out.");
         self.rxm(&self.alice, &["describe", "demo"]);
-        say("mallory has a good ticket too, but is on no list. She learns no more than that.");
-        self.rxm(&self.mallory, &["destroy", "demo"]);
+        say("She gives it to bob: from now on he may use it, and no more than that.");
+        self.rxm(&self.alice, &["owner", "demo", "+bob@XMAN.TEST"]);
+        self.rxm(&self.bob, &["pause", "demo"]);
+        self.rxm(&self.bob, &["unpause", "demo"]);
+        self.rxm(&self.bob, &["mem-set", "demo", "256MiB"]);
+        self.rxm(&self.bob, &["explain", "mem-set", "demo"]);
+        say("mallory has a good ticket too, but owns nothing. To her there is no such domain.");
         self.rxm(&self.mallory, &["list"]);
+        self.rxm(&self.mallory, &["destroy", &self.guest.uuid().to_string()]);
         say(
             "What the audit log holds of all this (RFC 5424, the sentence at the end of each record):",
         );

@@ -49,6 +49,9 @@ fn everything_is_installed_where_it_is_looked_for() {
         "usr/share/zsh/site-functions/_rxm",
         "usr/share/fish/vendor_completions.d/rxm.fish",
         "usr/share/doc/xman/rsyslog-xman.conf",
+        "usr/share/doc/xman/xman-authority.py",
+        "usr/share/doc/xman/policy/owners.cedar",
+        "usr/share/xman/schema.cedarschema",
         "etc/xman/xmand.toml.example",
         "etc/xman/rxm.toml.example",
     ] {

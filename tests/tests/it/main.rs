@@ -11,6 +11,7 @@
 mod access;
 mod attack;
 mod audit;
+mod authorization;
 mod faults;
 mod hostile;
 mod install;

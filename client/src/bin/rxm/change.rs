@@ -12,8 +12,8 @@ use xman_client::{Address, Caller, Event, Explanation, Wait, fleet};
 use xman_common::{
     name::DomainRef,
     protocol::{
-        Ask, Code, DomainRow, Explain, MemSet, OnDomain, Reply, Request, Start, Undefine, VcpuSet,
-        Verb, Whoami,
+        About, Ask, Code, DomainRow, Explain, MemSet, OnDomain, Reply, Request, Start, Undefine,
+        VcpuSet, Verb, Whoami,
     },
 };
 
@@ -478,7 +478,7 @@ pub(crate) async fn may(
 ) -> Result<bool, Explanation> {
     let explain = Request::Explain(Explain {
         action: verb.name().to_owned(),
-        domain: domain.cloned(),
+        about: domain.cloned().map_or(About::Host, About::Domain),
     });
     match setting.ask(caller, &explain).await {
         Ok((Reply::Explained(explained), _)) => return Ok(explained.allowed),

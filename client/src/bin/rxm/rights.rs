@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 use xman_client::{Address, Caller, Explanation as Trouble, fleet};
 use xman_common::{
-    name::{DomainRef, Principal},
-    protocol::{self, ExplainOther, ExplainStep, Explanation, Reply, Request},
+    name::Principal,
+    protocol::{self, About, ExplainOther, ExplainStep, Explanation, Reply, Request},
 };
 
 use crate::{
@@ -65,14 +65,14 @@ impl Question {
         })
     }
 
-    fn request(&self, domain: Option<DomainRef>) -> Request {
+    fn request(&self, about: About) -> Request {
         let action = self.action.clone();
         match &self.principal {
-            None => Request::Explain(protocol::Explain { action, domain }),
+            None => Request::Explain(protocol::Explain { action, about }),
             Some(principal) => Request::ExplainOther(ExplainOther {
                 principal: principal.clone(),
                 action,
-                domain,
+                about,
             }),
         }
     }
@@ -146,7 +146,7 @@ async fn ask(setting: &Setting, args: &QuestionArgs) -> Result<Vec<Heard>, Stop>
                 Some(row) => row.name.to_string(),
                 None => typed.to_owned(),
             };
-            let said = answer(setting, &mut caller, question, Some(target.domain)).await;
+            let said = answer(setting, &mut caller, question, About::Domain(target.domain)).await;
             let said = said.map(|said| Explanation {
                 domain: name,
                 ..said
@@ -157,13 +157,13 @@ async fn ask(setting: &Setting, args: &QuestionArgs) -> Result<Vec<Heard>, Stop>
                 .chain(silent.map(|(host, error)| (host, Err(error))))
                 .collect());
         }
-        Some(other) => Some(whom(other).map_err(Stop::Usage)?),
+        Some(other) => About::Person(whom(other).map_err(Stop::Usage)?),
         None if question.action == ACT_FOR => {
             return Err(Stop::Usage(
                 "to act for whom? Say act-for PRINCIPAL".to_owned(),
             ));
         }
-        None => None,
+        None => About::Host,
     };
     let hosts = setting.hosts()?;
     setting.check_ticket().await?;
@@ -176,25 +176,19 @@ async fn ask(setting: &Setting, args: &QuestionArgs) -> Result<Vec<Heard>, Stop>
     .await)
 }
 
-/// Reads whom one would act for; the protocol has the principal in the domain's place.
-fn whom(other: &str) -> Result<DomainRef, String> {
-    let principal: Principal = other
+fn whom(other: &str) -> Result<Principal, String> {
+    other
         .parse()
-        .map_err(|error| format!("'{other}' is no principal to act for: {error}"))?;
-    principal.as_str().parse().map_err(|error| {
-        format!(
-            "'{other}' cannot be asked about: {error}; --on-behalf-of {other} shows whether you may"
-        )
-    })
+        .map_err(|error| format!("'{other}' is no principal to act for: {error}"))
 }
 
 async fn answer(
     setting: &Setting,
     caller: &mut Caller,
     question: &Question,
-    domain: Option<DomainRef>,
+    about: About,
 ) -> Result<Explanation, Trouble> {
-    match setting.ask(caller, &question.request(domain)).await? {
+    match setting.ask(caller, &question.request(about)).await? {
         (Reply::Explained(said), _) => Ok(said),
         _ => Err(misfit()),
     }
@@ -372,7 +366,7 @@ mod tests {
     fn whom_one_acts_for_stands_where_the_domain_does() {
         assert_eq!(whom("carol@R"), Ok("carol@R".parse().unwrap()));
         assert!(whom("carol").unwrap_err().contains("realm"));
-        assert!(whom("a/b@R").unwrap_err().contains("--on-behalf-of"));
+        assert_eq!(whom("a/b@R"), Ok("a/b@R".parse().unwrap()));
     }
 
     fn said(allowed: bool) -> Explanation {
