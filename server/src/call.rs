@@ -103,7 +103,13 @@ async fn answer(
         (Some(_), None) => Subject::UnknownDomain,
         (Some(_), Some(facts)) => Subject::Domain(facts.into()),
     };
-    let verdict = host.may(&caller, request.verb(), on);
+    let mut verdict = host.may(&caller, request.verb(), on);
+    if matches!(verdict, Verdict::Allow(_))
+        && perform::is_forced(&request)
+        && let plug @ Verdict::Deny(_) = host.may(&caller, Verb::Destroy, on)
+    {
+        verdict = plug;
+    }
     let deadline = deadline(&header);
     if let (Some(domain), None) = (request.domain(), &facts) {
         let missing = Missing {
@@ -119,9 +125,13 @@ async fn answer(
     let grant = match verdict {
         Verdict::Allow(grant) => grant,
         Verdict::Deny(reason) => {
-            return asked
-                .denied(reason.to_string())
-                .turned_down(&host, Fault::denied());
+            let fault = match (request.domain(), &facts) {
+                (Some(domain), Some(facts)) if !host.sees(&caller, facts) => {
+                    host.hidden(&caller, nothing_known(&host, domain))
+                }
+                _ => Fault::denied(),
+            };
+            return asked.denied(reason.to_string()).turned_down(&host, fault);
         }
     };
     let asked = asked.allowed(&grant);
@@ -142,10 +152,10 @@ async fn answer(
         Effect::Read => {
             let host = Arc::clone(&work.host);
             let caller = work.caller.clone();
-            let (verb, uuid) = (request.verb(), work.facts.as_ref().map(|facts| facts.uuid));
+            let (verb, judged) = (request.verb(), work.facts.clone());
             let outcome = tokio::select! {
                 outcome = perform::perform(grant, request, work) => outcome,
-                () = host.right_ends(&caller, verb, uuid) => Err(Fault::denied()),
+                why = host.right_ends(&caller, verb, judged.as_ref()) => Err(why),
             };
             host.audit.note(asked.ended(Kind::Call, &outcome));
             outcome
@@ -228,20 +238,15 @@ impl Missing<'_> {
                 return asked.repeated(host, outcome);
             }
         }
-        let fault = unknown_domain(host, self.domain);
-        let may_hear = is_administrator
-            || (fault.code == Code::Unavailable
-                && matches!(
-                    host.may(self.caller, Verb::List, Subject::Host),
-                    Verdict::Allow(_)
-                ));
-        if may_hear {
-            asked.turned_down(host, fault)
-        } else {
-            asked
-                .denied("there is no such domain here".to_owned())
-                .turned_down(host, Fault::denied())
+        let trouble = nothing_known(host, self.domain);
+        if is_administrator {
+            let fault = trouble.unwrap_or_else(|| no_such_domain(self.domain));
+            return asked.turned_down(host, fault);
         }
+        let fault = host.hidden(self.caller, trouble);
+        asked
+            .denied("there is no such domain here".to_owned())
+            .turned_down(host, fault)
     }
 }
 
@@ -255,21 +260,24 @@ fn no_such_hypervisor(host: &Host, header: &CallHeader) -> Option<Fault> {
     })
 }
 
-fn unknown_domain(host: &Host, domain: &DomainRef) -> Fault {
+/// That nothing is known of a domain, where something is wrong with a hypervisor that may have it.
+fn nothing_known(host: &Host, domain: &DomainRef) -> Option<Fault> {
     let trouble = || {
         (0..host.config.hypervisors.len())
             .find_map(|hypervisor| host.hypervisors.trouble(hypervisor))
     };
-    match host.hypervisors.unread(None).or_else(trouble) {
-        Some(trouble) => Fault::new(
-            Code::Unavailable,
-            format!("nothing is known of '{domain}': {trouble}; try again later"),
-        ),
-        None => Fault::new(
-            Code::NotFound,
-            format!("there is no domain '{domain}' here; `rxm list` shows those there are"),
-        ),
-    }
+    let why = host.hypervisors.unread(None).or_else(trouble)?;
+    Some(Fault::new(
+        Code::Unavailable,
+        format!("nothing is known of '{domain}': {why}; try again later"),
+    ))
+}
+
+fn no_such_domain(domain: &DomainRef) -> Fault {
+    Fault::new(
+        Code::NotFound,
+        format!("there is no domain '{domain}' here; `rxm list` shows those there are"),
+    )
 }
 
 fn deadline(header: &CallHeader) -> Instant {

@@ -169,11 +169,11 @@ impl Table {
         }
     }
 
-    /// Asks everything.
-    pub(crate) fn hold_against(&self, chain: &Chain) -> Vec<Finding> {
+    /// Asks everything. With `unix_groups` who is said to be in none is in none, as on a host that looks them up.
+    pub(crate) fn hold_against(&self, chain: &Chain, unix_groups: bool) -> Vec<Finding> {
         self.expect
             .iter()
-            .map(|expectation| expectation.hold_against(chain))
+            .map(|expectation| expectation.hold_against(chain, unix_groups))
             .collect()
     }
 }
@@ -189,12 +189,14 @@ impl Expectation {
         named.into_iter().filter(|named| *named).count() > 1
     }
 
-    fn hold_against(&self, chain: &Chain) -> Finding {
+    fn hold_against(&self, chain: &Chain, unix_groups: bool) -> Finding {
         let person = |principal: &Principal, groups: &Option<Vec<String>>| Person {
             principal: principal.clone(),
-            unix_groups: groups
-                .clone()
-                .map_or(UnixGroups::Unasked, UnixGroups::Known),
+            unix_groups: match groups {
+                Some(groups) => UnixGroups::Known(groups.clone()),
+                None if unix_groups => UnixGroups::Known(Vec::new()),
+                None => UnixGroups::Unasked,
+            },
         };
         let asked = person(&self.principal, &self.unix_groups);
         let other = self.person.as_ref().map(|other| person(other, &None));

@@ -229,7 +229,7 @@ fn test_policy(config: &Config, file: &Path) -> Result<ExitCode, String> {
             return Err(format!("{backend}: {}", reload.summary));
         }
     }
-    let findings = table.hold_against(&chain);
+    let findings = table.hold_against(&chain, config.authorization.unix_groups);
     for finding in &findings {
         println!("{finding}");
     }

@@ -133,11 +133,16 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
             .await
             .map(Reply::Domain),
         Request::Reboot(Ask { wait, force, .. }) => hypervisors
-            .reboot(work.target(Verb::Reboot)?, wait, force, deadline)
+            .reboot(work.target_by(Verb::Reboot, force)?, wait, force, deadline)
             .await
             .map(Reply::Domain),
         Request::Shutdown(Ask { wait, force, .. }) => hypervisors
-            .shutdown(work.target(Verb::Shutdown)?, wait, force, deadline)
+            .shutdown(
+                work.target_by(Verb::Shutdown, force)?,
+                wait,
+                force,
+                deadline,
+            )
             .await
             .map(Reply::Domain),
         Request::Pause(_) => hypervisors
@@ -240,6 +245,14 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
             explained(&explain.action, &explain.about, person, &work).await
         }
     }
+}
+
+/// Whether a request pulls the plug or resets, which takes the right to `destroy` beside that to its verb.
+pub(crate) fn is_forced(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Reboot(Ask { force: true, .. }) | Request::Shutdown(Ask { force: true, .. })
+    )
 }
 
 /// Returns the arguments that matter, as the audit shows them. XML is named by its size: it can hold secrets.
@@ -354,6 +367,19 @@ impl Work {
                 "a verb on a domain came without one",
             )),
         }
+    }
+
+    /// As [`Work::target`], for a verb that with force also does what `destroy` does.
+    fn target_by(&self, verb: Verb, force: bool) -> Result<Target, Fault> {
+        let target = self.target(verb)?;
+        if !force {
+            return Ok(target);
+        }
+        let (asked, plug) = (target.judge, self.judge(Verb::Destroy));
+        Ok(Target {
+            judge: Arc::new(move |facts| asked(facts).and_then(|()| plug(facts))),
+            ..target
+        })
     }
 
     fn judge(&self, verb: Verb) -> Judge {
@@ -720,13 +746,13 @@ async fn follow_job(grant: &Grant, id: Uuid, work: &Work) -> Result<JobRow, Faul
             if is_own || grant.administrator() {
                 std::future::pending::<()>().await;
             }
-            host.right_ends(&work.caller, Verb::JobWait, Some(job.row.uuid))
-                .await;
+            host.right_ends(&work.caller, Verb::JobWait, Some(&job.facts))
+                .await
         };
         let ended = tokio::select! {
             ended = job.ended.wait_for(Option::is_some) => ended.ok().and_then(|row| row.clone()),
             () = async { pass_on(job.progress, work).await; std::future::pending().await } => None,
-            () = right_ends => return Err(Fault::denied()),
+            why = right_ends => return Err(why),
         };
         if let Some(row) = ended {
             return Ok(row);

@@ -4,10 +4,9 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{task::block_in_place, time::sleep};
-use uuid::Uuid;
 use xman_common::{
     name::{DomainRef, Principal},
-    protocol::{DomainRow, ExplainStep, Explanation, Verb},
+    protocol::{Code, DomainRow, ExplainStep, Explanation, Fault, Verb},
 };
 use xman_policy::{Action, DomainFacts, Person, Query, Subject, Verdict};
 
@@ -104,10 +103,15 @@ impl Host {
         named: &str,
         asker: &Caller,
     ) -> Explanation {
-        let asked = Caller {
-            proven: Arc::clone(person),
-            person: Arc::clone(person),
-            ..asker.clone()
+        // Who acts for somebody is told what would come of that, not what would without him.
+        let asked = if person.principal == asker.person.principal {
+            asker.clone()
+        } else {
+            Caller {
+                proven: Arc::clone(person),
+                person: Arc::clone(person),
+                ..asker.clone()
+            }
         };
         let explained = block_in_place(|| self.policy.explain(&asked.query(action, on), named));
         if action != Action::ActFor || self.is_listed(&person.principal) {
@@ -133,21 +137,64 @@ impl Host {
         listed.iter().any(|pattern| pattern.matches(principal))
     }
 
-    /// Returns when a caller may not go on any more with what it was allowed: rules, facts and leases change under it.
-    pub(crate) async fn right_ends(&self, caller: &Caller, verb: Verb, uuid: Option<Uuid>) {
+    /// Returns when a caller may not go on any more with what it was allowed, and why: rules, facts and leases change under it.
+    pub(crate) async fn right_ends(
+        &self,
+        caller: &Caller,
+        verb: Verb,
+        judged: Option<&Facts>,
+    ) -> Fault {
         loop {
             sleep(REVIEW).await;
             self.reread_policy();
-            let facts = uuid.map(|uuid| self.hypervisors.find(&DomainRef::Uuid(uuid), None));
-            let on = match &facts {
+            // Another hypervisor may have a domain of the same UUID.
+            let now = judged.map(|facts| {
+                let uuid = DomainRef::Uuid(facts.uuid);
+                self.hypervisors.find(&uuid, Some(&facts.uri))
+            });
+            let on = match &now {
                 None => Subject::Host,
                 Some(None) => Subject::UnknownDomain,
                 Some(Some(facts)) => Subject::Domain(facts.into()),
             };
-            if let Verdict::Deny(_) = self.may(caller, verb, on) {
-                return;
+            let Verdict::Allow(grant) = self.may(caller, verb, on) else {
+                return Fault::denied();
+            };
+            match (judged, now) {
+                // What is there under its name now may be a domain that the caller may not see.
+                (Some(_), Some(None)) if !grant.administrator() => return Fault::denied(),
+                // A log is a name's: somebody else's may go on under the old one.
+                (Some(then), Some(Some(now))) if verb == Verb::Dmesg && then.name != now.name => {
+                    return Fault::new(
+                        Code::Conflict,
+                        format!(
+                            "'{}' is now called '{}', and its log with it",
+                            then.name, now.name
+                        ),
+                    );
+                }
+                _ => {}
             }
         }
+    }
+
+    /// What a caller who may not is told of a domain that is not here or that he may not see, in the same words: that nothing is known of
+    /// it while something is wrong, if he may ask at all, and else no more than that he may not.
+    pub(crate) fn hidden(&self, caller: &Caller, trouble: Option<Fault>) -> Fault {
+        let may_ask = || {
+            let verdict = self.may(caller, Verb::List, Subject::Host);
+            matches!(verdict, Verdict::Allow(_))
+        };
+        match trouble {
+            Some(trouble) if may_ask() => trouble,
+            Some(_) | None => Fault::denied(),
+        }
+    }
+
+    /// Whether a caller may see a domain.
+    pub(crate) fn sees(&self, caller: &Caller, facts: &Facts) -> bool {
+        let verdict = self.may(caller, Verb::List, Subject::Domain(facts.into()));
+        matches!(verdict, Verdict::Allow(_))
     }
 }
 

@@ -18,5 +18,6 @@ mod install;
 mod lab;
 mod migration;
 mod operations;
+mod rights_attacked;
 mod rxm;
 mod stopping;

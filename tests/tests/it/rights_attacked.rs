@@ -1,0 +1,244 @@
+//! Ways around rights per domain that somebody might try: force, a name that changes hands, a twin on another hypervisor, a time of trouble.
+
+use std::{fs, time::Duration};
+
+use xman_tests::{Guest, Host, HostBuilder, Libvirtd, Outcome, Realm, Records, User, eventually};
+
+const SITE: &str = r#"
+@id("everybody-asks")
+permit (principal, action in Action::"ask", resource is Host)
+when { principal.realm == "XMAN.TEST" };
+
+@id("owners-use")
+permit (principal, action in [Action::"view", Action::"use"], resource is Domain)
+when { resource.owners.contains(principal) };
+
+@id("operators")
+permit (principal in Group::"operators", action in [Action::"view", Action::"use"], resource is Domain);
+
+@id("operators-never-destroy")
+forbid (principal in Group::"operators", action == Action::"destroy", resource);
+
+@id("portal")
+permit (principal == User::"portal/web@XMAN.TEST", action == Action::"act-for", resource is User);
+"#;
+const GROUPS: &str = "[groups]\noperators = [\"oscar@XMAN.TEST\"]\n";
+/// The domain that libvirt's test driver is born with.
+const TEST_DOMAIN: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
+const FAILED: i32 = 1;
+
+fn site_of(host: HostBuilder) -> HostBuilder {
+    host.k5login(["root/admin"])
+        .policy("site.cedar", SITE)
+        .policy("groups.toml", GROUPS)
+}
+
+struct Site {
+    realm: &'static Realm,
+    admin: User,
+    host: Host,
+    libvirtd: Libvirtd,
+}
+
+impl Site {
+    #[track_caller]
+    fn new(guests: &[&Guest]) -> Self {
+        let realm = Realm::shared();
+        let libvirtd = Libvirtd::new();
+        for guest in guests {
+            libvirtd.run(guest);
+        }
+        let host = site_of(Host::builder()).beside(&libvirtd).start(realm);
+        let site = Self {
+            realm,
+            admin: realm.user("root/admin"),
+            host,
+            libvirtd,
+        };
+        site.wait_for(guests);
+        site
+    }
+
+    #[track_caller]
+    fn wait_for(&self, guests: &[&Guest]) {
+        eventually("xmand has read libvirt", Duration::from_secs(30), || {
+            let names = self.admin.rxm(&self.host, ["-o", "name", "list"]).stdout();
+            guests
+                .iter()
+                .all(|guest| names.contains(guest.name()))
+                .then_some(())
+        });
+    }
+
+    #[track_caller]
+    fn does(&self, words: &[&str]) -> Outcome {
+        self.admin.rxm(&self.host, words).success()
+    }
+
+    fn user(&self, name: &str) -> User {
+        self.realm.user(name)
+    }
+}
+
+#[test]
+fn a_log_is_followed_no_longer_than_its_name_is_the_domains() {
+    let hers = Guest::tiny("web");
+    let site = Site::new(&[&hers]);
+    site.does(&["owner", "web", "+alice@XMAN.TEST"]);
+    let alice = site.user("alice");
+    let mut following = alice.rxm_call(&site.host, ["dmesg", "-f", "web"]).spawn();
+    following.stdout().wait_for(Duration::from_secs(20), "qemu");
+    site.libvirtd.virsh(&["destroy", "web"]).success();
+    site.libvirtd.virsh(&["domrename", "web", "old"]).success();
+    let ended = following.wait(Duration::from_secs(10));
+    ended.code(FAILED).complains("'web' is now called 'old'");
+    site.does(&["list", "old"]);
+}
+
+#[test]
+fn a_twin_on_another_hypervisor_gives_no_right_to_the_other() {
+    let realm = Realm::shared();
+    let libvirtd = Libvirtd::new();
+    let guest = Guest::tiny("twin");
+    let xml = guest.xml().replace(&guest.uuid().to_string(), TEST_DOMAIN);
+    let file = libvirtd.cell().folder().join("twin.xml");
+    fs::write(&file, xml).unwrap();
+    let file = file.to_str().unwrap();
+    libvirtd.virsh(&["create", file]).success();
+    let host = site_of(Host::builder())
+        .beside(&libvirtd)
+        .config_extra("hypervisors = ['test:///default', 'qemu:///system']")
+        .start(realm);
+    let (admin, alice) = (realm.user("root/admin"), realm.user("alice"));
+    eventually("xmand has read libvirt", Duration::from_secs(30), || {
+        let names = admin.rxm(&host, ["-o", "name", "list"]).stdout();
+        names.contains("twin").then_some(())
+    });
+    let on_qemu =
+        |words: [&'static str; 3]| ["--hypervisor", "qemu:///system"].into_iter().chain(words);
+    admin
+        .rxm(&host, ["owner", "test", "+alice@XMAN.TEST"])
+        .success();
+    admin
+        .rxm(&host, on_qemu(["owner", "twin", "+alice@XMAN.TEST"]))
+        .success();
+    let mut following = alice
+        .rxm_call(&host, on_qemu(["dmesg", "-f", "twin"]))
+        .spawn();
+    following.stdout().wait_for(Duration::from_secs(20), "qemu");
+    admin
+        .rxm(&host, on_qemu(["owner", "twin", "-alice@XMAN.TEST"]))
+        .success();
+    following.wait(Duration::from_secs(10)).denied();
+    alice.rxm(&host, ["pause", "test"]).success();
+}
+
+#[test]
+fn trouble_with_libvirt_tells_nobody_which_domains_there_are() {
+    let (mine, secret) = (Guest::tiny("mine"), Guest::tiny("secret"));
+    let site = Site::new(&[&mine, &secret]);
+    site.does(&["owner", "mine", "+alice@XMAN.TEST"]);
+    let alice = site.user("alice");
+    site.libvirtd.freeze();
+    eventually(
+        "libvirt is known to be silent",
+        Duration::from_secs(30),
+        || {
+            let rows = alice.rxm(&site.host, ["-o", "json", "list", "mine"]).json();
+            (rows[0]["stale"] == true).then_some(())
+        },
+    );
+    let nowhere = "00000000-0000-4000-8000-000000000001".to_owned();
+    let answers = [secret.uuid().to_string(), nowhere].map(|uuid| {
+        ["pause", "describe", "shutdown"].map(|verb| {
+            let domain = format!("localhost/{uuid}");
+            let words = ["--timeout", "3s", "--retries", "1", verb, &domain];
+            let outcome = alice.rxm(&site.host, words);
+            (outcome.exit_code(), outcome.stderr().replace(&uuid, "X"))
+        })
+    });
+    site.libvirtd.thaw();
+    let [hidden, missing] = answers;
+    assert_eq!(hidden, missing);
+    assert!(
+        hidden
+            .iter()
+            .all(|(code, said)| *code == FAILED && said.contains("nothing is known")),
+        "{hidden:?}"
+    );
+}
+
+#[test]
+fn who_may_not_pull_the_plug_does_not_by_force() {
+    let guest = Guest::tiny("plug");
+    let site = Site::new(&[&guest]);
+    let oscar = site.user("oscar");
+    let uuid = guest.uuid().to_string();
+    let id = || site.libvirtd.virsh(&["domid", "plug"]).stdout();
+    let before = id();
+    for words in [
+        ["destroy", &uuid].as_slice(),
+        &["shutdown", "--force", &uuid],
+        &["reboot", "--force", &uuid],
+    ] {
+        let words = ["--timeout", "3s"].iter().chain(words);
+        oscar.rxm(&site.host, words).denied();
+    }
+    assert_eq!(id(), before, "it runs as it did");
+    site.host.audit().contains(&[
+        "verb=\"shutdown\"",
+        "verdict=\"deny\"",
+        "operators-never-destroy",
+    ]);
+    // Without force it is the guest's own decision.
+    oscar.rxm(&site.host, ["reboot", &uuid]).success();
+}
+
+#[test]
+fn whoever_acts_for_somebody_is_told_what_would_come_of_it() {
+    let realm = Realm::shared();
+    let host = site_of(Host::builder())
+        .config_extra("[authorization]\nact-for = ['portal/web@XMAN.TEST']")
+        .policy(
+            "portal.cedar",
+            "@id(\"portals-look\")\nforbid (principal, action == Action::\"pause\", resource is Domain) when { context has acting };\n",
+        )
+        .start(realm);
+    let (admin, portal) = (realm.user("root/admin"), realm.user("portal/web"));
+    admin
+        .rxm(&host, ["owner", "test", "+alice@XMAN.TEST"])
+        .success();
+    let for_alice = |words: &[&str]| {
+        let words = ["--on-behalf-of", "alice@XMAN.TEST"].iter().chain(words);
+        portal.rxm(&host, words)
+    };
+    for_alice(&["pause", "test"]).denied();
+    for_alice(&["can", "pause", "test"]).code(FAILED);
+    for_alice(&["explain", "pause", "test"])
+        .success()
+        .says("portals-look");
+    for_alice(&["can", "shutdown", "test"]).success();
+}
+
+#[test]
+fn a_table_of_expectations_is_decided_as_on_the_host_with_unix_groups() {
+    let policy = "@id(\"unix\")\npermit (principal in Group::\"unix:daemon\", action == Action::\"pause\", resource is Domain);\n\
+                  @id(\"portal\")\npermit (principal == User::\"portal/web@XMAN.TEST\", action == Action::\"act-for\", resource is User)\n\
+                  unless { resource in Group::\"unix:wheel\" };\n";
+    let host = Host::builder()
+        .policy("unix.cedar", policy)
+        .config_extra("[authorization]\nunix-groups = true")
+        .prepare(Realm::shared());
+    let table = |groups: &str| {
+        format!(
+            "[[expect]]\nprincipal = \"portal/web@XMAN.TEST\"\naction = \"act-for\"\nperson = \"alice@XMAN.TEST\"\ndecision = \"allow\"\n\
+             [[expect]]\nprincipal = \"alice@XMAN.TEST\"\n{groups}action = \"pause\"\ndomain = {{ name = \"web\" }}\ndecision = \"allow\"\n"
+        )
+    };
+    host.test_policy(&table("unix-groups = [\"daemon\"]\n"))
+        .success();
+    host.test_policy(&table(""))
+        .code(FAILED)
+        .says("WRONG alice@XMAN.TEST pause web: should be allowed, and is not: no rule allows it")
+        .says("2 expectations, 1 wrong");
+}
