@@ -9,17 +9,21 @@
 //! a permit that applies             --> Allow, by cedar:FILE:ID
 //! none of them                      --> no opinion
 //! ```
-//! The head of a policy is compared here, since most policies are done with by that; its conditions are evaluated by Cedar. A test holds both
-//! together against Cedar's own authorizer.
+//! Cedar's own authorizer decides. It is asked with those policies alone whose heads admit the principal, the action and the kind of thing, since most
+//! are done with by that; a test holds the outcome against the whole set.
 
 use std::{
+    collections::HashSet,
     fmt, iter,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
-use cedar_policy::{Entities, EvalResult, Expression, Request, eval_expression};
+use cedar_policy::{
+    AuthorizationError, Decision, Entities, EvalResult, Expression, PolicyId, PolicySet, Request,
+    Response, eval_expression,
+};
 
 use crate::{Authorizer, Opinion, Query, Reload, Subject, UnixGroups};
 
@@ -269,7 +273,7 @@ impl Authorizer for Cedar {
                     "THE OLD POLICIES STAY IN FORCE: those in {} cannot be used",
                     self.folder.display()
                 ),
-                usable: true,
+                usable: false,
                 warnings: trouble.defects,
             },
         })
@@ -299,15 +303,17 @@ impl Rules {
         if admitting.is_empty() {
             return queries.iter().map(|_| Opinion::None).collect();
         }
-        let scene = match Scene::new(asker, queries, &self.names, &self.groups) {
-            Ok(scene) => scene,
-            Err(error) => return vec![deny(one_line(&error))],
+        let policies = PolicySet::from_policies(admitting.iter().map(|rule| rule.policy.clone()));
+        let scene = Scene::new(asker, queries, &self.names, &self.groups);
+        let (policies, scene) = match (policies, scene) {
+            (Ok(policies), Ok(scene)) => (policies, scene),
+            (Err(error), _) => return vec![deny(one_line(&error.to_string()))],
+            (_, Err(error)) => return vec![deny(one_line(&error))],
         };
-        let judged = scene.requests().map(|(resource, groups, request)| {
-            let reaching = admitting
-                .iter()
-                .filter(|rule| rule.reaches(resource, groups));
-            judge_one(reaching, request, scene.entities())
+        let cedar = cedar_policy::Authorizer::new();
+        let judged = scene.requests().map(|(_, _, request)| {
+            let response = cedar.is_authorized(request, &policies, scene.entities());
+            opinion(&response, &admitting)
         });
         judged.collect()
     }
@@ -359,9 +365,13 @@ impl Rules {
             if !rule.reaches(resource, groups) {
                 missing.push(rule.wanted_resource());
             }
+            // a condition may rest on those before it, so nothing behind the first that fails is looked at
+            let failing = rule
+                .parts
+                .iter()
+                .find(|part| !holds(part.test.as_ref(), request, scene.entities()));
             if rule.forbids {
-                let hits = missing.is_empty()
-                    && applies(rule.condition.as_ref(), request, scene.entities()) != Ok(false);
+                let hits = missing.is_empty() && failing.is_none();
                 let text: Vec<&str> = rule.parts.iter().map(|part| part.text.as_str()).collect();
                 let text = if text.is_empty() {
                     "it has no condition".to_owned()
@@ -370,11 +380,6 @@ impl Rules {
                 };
                 return hits.then(|| format!("the forbid of {} does not hold: {text}", rule.name));
             }
-            // a condition may rest on those before it, so nothing behind the first that fails is looked at
-            let failing = rule
-                .parts
-                .iter()
-                .find(|part| applies(Some(&part.test), request, scene.entities()) != Ok(true));
             missing.extend(failing.map(|part| part.text.clone()));
             let missing = one_line(&missing.join(", and "));
             (!missing.is_empty()).then(|| format!("{}: {missing}", rule.name))
@@ -383,61 +388,49 @@ impl Rules {
     }
 }
 
-fn judge_one<'a>(
-    rules: impl Iterator<Item = &'a &'a Rule>,
-    request: &Request,
-    entities: &Entities,
-) -> Opinion {
-    let (mut permits, mut forbids, mut failed) = (None, Vec::new(), None);
-    for rule in rules {
-        match applies(rule.condition.as_ref(), request, entities) {
-            Ok(false) => {}
-            Ok(true) if rule.forbids => forbids.push(rule.name.as_str()),
-            Ok(true) => {
-                permits.get_or_insert(rule);
-            }
-            Err(error) => {
-                failed.get_or_insert((rule, error));
-            }
-        }
-    }
-    match (failed, forbids.as_slice(), permits) {
-        (Some((rule, error)), _, _) => deny(format!(
+/// What Cedar's answer comes to. An error counts before all else: Cedar has passed over a policy that may have been a `forbid`.
+fn opinion(response: &Response, asked: &[&Rule]) -> Opinion {
+    let diagnostics = response.diagnostics();
+    if let Some(AuthorizationError::PolicyEvaluationError(error)) = diagnostics.errors().next() {
+        return deny(format!(
             "policy {} cannot be evaluated: {}",
-            rule.name,
-            one_line(&error)
-        )),
-        (None, [_, ..], _) => {
-            let named: Vec<&str> = forbids.iter().copied().take(MAX_NAMED).collect();
-            let unnamed = forbids.len() - named.len();
-            let more = if unnamed > 0 {
-                format!(" and {unnamed} more")
-            } else {
-                String::new()
+            error.policy_id(),
+            one_line(&error.to_string())
+        ));
+    }
+    let reasons: HashSet<&PolicyId> = diagnostics.reason().collect();
+    let mut applied = asked
+        .iter()
+        .filter(|rule| reasons.contains(rule.policy.id()))
+        .map(|rule| rule.name.as_str());
+    match response.decision() {
+        Decision::Allow => match applied.next() {
+            Some(name) => Opinion::Allow {
+                rule: format!("cedar:{name}"),
+                administrator: false,
+            },
+            None => deny("Cedar allows it by a policy that it was not asked about"),
+        },
+        Decision::Deny if reasons.is_empty() => Opinion::None,
+        Decision::Deny => {
+            let named: Vec<&str> = applied.by_ref().take(MAX_NAMED).collect();
+            let more = match applied.count() {
+                0 => String::new(),
+                more => format!(" and {more} more"),
             };
             deny(format!("forbidden by {}{more}", named.join(", ")))
         }
-        (None, [], Some(rule)) => Opinion::Allow {
-            rule: format!("cedar:{}", rule.name),
-            administrator: false,
-        },
-        (None, [], None) => Opinion::None,
     }
 }
 
-fn applies(
-    condition: Option<&Expression>,
-    request: &Request,
-    entities: &Entities,
-) -> Result<bool, String> {
-    let Some(condition) = condition else {
-        return Ok(true);
-    };
-    match eval_expression(request, entities, condition) {
-        Ok(EvalResult::Bool(applies)) => Ok(applies),
-        Ok(_) => Err("its condition is neither true nor false".to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
+/// Whether a condition taken by itself is true; what cannot be evaluated is not.
+fn holds(condition: Option<&Expression>, request: &Request, entities: &Entities) -> bool {
+    condition.is_some_and(|condition| {
+        matches!(
+            eval_expression(request, entities, condition),
+            Ok(EvalResult::Bool(true))
+        )
+    })
 }
 
 fn deny(reason: impl Into<String>) -> Opinion {

@@ -230,9 +230,9 @@ pub trait Authorizer: Send + Sync {
 pub struct Reload {
     /// What the backend goes by now, or what is wrong.
     pub summary: String,
-    /// Whether the backend has rules at all; without, it denies.
+    /// Whether what was found can be used; if not, the backend denies, or goes by the rules that it has, as the summary says.
     pub usable: bool,
-    /// What its rules hold and can never apply.
+    /// What is wrong with it in detail, or can never apply.
     pub warnings: Vec<String>,
 }
 

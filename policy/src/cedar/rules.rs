@@ -52,8 +52,7 @@ pub(crate) struct Rule {
     pub(crate) forbids: bool,
     principal: PrincipalConstraint,
     resource: ResourceConstraint,
-    /// Its conditions together; nothing where it has none.
-    pub(crate) condition: Option<Expression>,
+    pub(crate) policy: Policy,
     /// Its conditions one by one, for people.
     pub(crate) parts: Vec<Part>,
 }
@@ -62,7 +61,17 @@ pub(crate) struct Rule {
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) text: String,
-    pub(crate) test: Expression,
+    /// None where the text cannot be evaluated by itself.
+    pub(crate) test: Option<Expression>,
+}
+
+impl Part {
+    fn new(text: String) -> Self {
+        Self {
+            test: text.parse().ok(),
+            text,
+        }
+    }
 }
 
 impl Rule {
@@ -500,7 +509,7 @@ impl<'a> Reading<'a> {
             about_hosts,
             rule.forbids,
             &rule.resource,
-            rule.condition.is_none(),
+            rule.parts.is_empty(),
         ) {
             self.warnings.push(format!(
                 "{}: {group} is about the host, and this reaches each domain as well; write `resource is Host`",
@@ -547,29 +556,21 @@ fn rule(policy: &Policy) -> Result<(Rule, Says), String> {
             Clause::When(expression) => {
                 says.look(expression);
                 for conjunct in conjuncts(expression) {
-                    parts.push(part(conjunct, false)?);
+                    parts.push(Part::new(conjunct.to_string()));
                 }
             }
             Clause::Unless(expression) => {
                 says.look(expression);
-                parts.push(part(expression, true)?);
+                parts.push(Part::new(format!("!({expression})")));
             }
         }
     }
-    let texts: Vec<String> = parts
-        .iter()
-        .map(|part| format!("({})", part.text))
-        .collect();
-    let condition = match texts.as_slice() {
-        [] => None,
-        some => Some(some.join(" && ").parse().map_err(unreadable)?),
-    };
     let rule = Rule {
         name: policy.id().to_string(),
         forbids: policy.effect() == Effect::Forbid,
         principal: policy.principal_constraint(),
         resource: policy.resource_constraint(),
-        condition,
+        policy: policy.clone(),
         parts,
     };
     Ok((rule, says))
@@ -592,29 +593,6 @@ fn conjuncts(expression: &pst::Expr) -> Vec<&pst::Expr> {
         }
     }
     found
-}
-
-/// Makes an expression that can be evaluated alone, and makes sure that it is the same as in the policy.
-fn part(expression: &pst::Expr, negated: bool) -> Result<Part, String> {
-    let text = expression.to_string();
-    let again = Policy::parse(
-        None,
-        format!("permit (principal, action, resource) when {{ {text} }};"),
-    )
-    .map_err(unreadable)?
-    .to_pst()
-    .map_err(unreadable)?;
-    match again.body().clauses().as_slice() {
-        [Clause::When(same)] if same.as_ref() == expression => {}
-        _ => return Err(unreadable(text)),
-    }
-    let text = if negated { format!("!({text})") } else { text };
-    let test = text.parse().map_err(unreadable)?;
-    Ok(Part { text, test })
-}
-
-fn unreadable(error: impl std::fmt::Display) -> String {
-    format!("its condition cannot be taken apart; write it in a simpler way: {error}")
 }
 
 impl Says {

@@ -104,11 +104,12 @@ impl Names {
                     action_type.clone(),
                     EntityId::new(action.name()),
                 );
-                let entities = if used.actions {
-                    all.iter().cloned().collect()
-                } else {
-                    Vec::new()
-                };
+                // with itself come the groups that it is in
+                let entities = all
+                    .iter()
+                    .filter(|entity| used.actions || entity.uid() == uid)
+                    .cloned()
+                    .collect();
                 (action, (uid, entities))
             })
             .collect();
@@ -255,8 +256,10 @@ impl Scene {
             }
             let above = match query.on {
                 Subject::Person(other) => {
-                    let known = users.entry(&other.principal).or_default();
-                    known.extend(groups_of(other, names, groups));
+                    // who asks about himself is in the groups that he asks with
+                    let known = users
+                        .entry(&other.principal)
+                        .or_insert_with(|| groups_of(other, names, groups));
                     known.clone()
                 }
                 Subject::Domain(facts) => {
