@@ -460,7 +460,8 @@ impl<'a> Reading<'a> {
         })
     }
 
-    /// Warns about names that never stand for anybody or anything; returns whether it is a Unix group's.
+    /// Refuses names that never stand for anybody or anything: a forbid of them, or an exception, would silently never apply. Returns whether it
+    /// is a Unix group's.
     fn literal(&mut self, found: &Found<'_>, uid: &EntityUid) -> bool {
         let id: &str = uid.id().as_ref();
         let kind = uid.type_name().basename();
@@ -478,14 +479,8 @@ impl<'a> Reading<'a> {
             }
             _ => return false,
         };
-        let warning = format!(
-            "{}: {kind}::\"{}\" {never}: it never matches",
-            found.policy.id(),
-            shown(id)
-        );
-        if !self.warnings.contains(&warning) {
-            self.warnings.push(warning);
-        }
+        let what = format!("{kind}::\"{}\" {never}: it never matches", shown(id));
+        self.wrong(found.file, found.line, 1, what);
         false
     }
 

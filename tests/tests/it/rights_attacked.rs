@@ -242,3 +242,26 @@ fn a_table_of_expectations_is_decided_as_on_the_host_with_unix_groups() {
         .says("WRONG alice@XMAN.TEST pause web: should be allowed, and is not: no rule allows it")
         .says("2 expectations, 1 wrong");
 }
+
+#[test]
+fn a_group_that_nobody_defines_is_no_empty_group() {
+    let realm = Realm::shared();
+    let host = site_of(Host::builder()).start(realm);
+    let (admin, oscar) = (realm.user("root/admin"), realm.user("oscar"));
+    admin
+        .rxm(&host, ["owner", "test", "+oscar@XMAN.TEST"])
+        .success();
+    oscar.rxm(&host, ["destroy", TEST_DOMAIN]).denied();
+    // Without the group nobody would be in it, and what its members are forbidden would be allowed.
+    fs::remove_file(host.policy().join("groups.toml")).unwrap();
+    oscar.rxm(&host, ["destroy", TEST_DOMAIN]).denied();
+    host.stderr()
+        .wait_for(Duration::from_secs(5), "THE OLD POLICIES STAY IN FORCE");
+    let checked = host.check().code(FAILED);
+    assert!(
+        checked
+            .stdout()
+            .contains("Group::\"operators\" is not defined in groups.toml"),
+        "{checked}"
+    );
+}
