@@ -29,16 +29,18 @@ impl Kept {
         if let Ok(metadata) = facts.metadata.as_ref() {
             return Ok(Self::new(metadata.clone()));
         }
-        let bare = readings::element(domain, sys::VIR_DOMAIN_AFFECT_CURRENT)
-            .map_err(|error| call.fault(&error))?;
-        let metadata = readings::understood(bare.as_deref());
-        if metadata != *facts.metadata {
-            return Err(conflict(format!(
-                "the metadata of '{}' have just been changed; look at them and ask again",
-                facts.name
-            )));
+        let failed = |error: Error| call.fault(&error);
+        for form in readings::forms(domain).map_err(failed)? {
+            let bare = readings::element(domain, form).map_err(failed)?;
+            let metadata = readings::understood(bare.as_deref());
+            if metadata == *facts.metadata {
+                return Ok(Self { metadata, bare });
+            }
         }
-        Ok(Self { metadata, bare })
+        Err(conflict(format!(
+            "the metadata of '{}' have just been changed; look at them and ask again",
+            facts.name
+        )))
     }
 
     /// Returns an XML with these metadata in the place of those that it brings.

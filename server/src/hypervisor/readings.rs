@@ -189,7 +189,7 @@ fn read(
         None => Sizes::ask(domain, memory.0.max_vcpus(memory.1, uuid, id))?,
     };
     let state = state_of(state);
-    let metadata = owned(domain)?;
+    let metadata = owned(domain, !marks.transient.contains(&uuid))?;
     Ok(Reading {
         uuid,
         name,
@@ -212,13 +212,32 @@ fn read(
     })
 }
 
-/// Reads a domain's owners, class and labels as they are in force: of what runs, else of what is defined.
+/// Reads a domain's owners, class and labels as they are in force: what is defined, else what runs. Where there is both, only who stands in
+/// both owns it: whoever restores a saved image, libvirt itself among them, brings back the owners of its time.
 ///
 /// # Errors
 /// libvirt's. What it has and what cannot be understood is in the result.
-pub(super) fn owned(domain: &Domain) -> Result<Result<Metadata, String>, Error> {
-    let element = element(domain, sys::VIR_DOMAIN_AFFECT_CURRENT)?;
-    Ok(understood(element.as_deref()))
+pub(super) fn owned(domain: &Domain, persistent: bool) -> Result<Result<Metadata, String>, Error> {
+    let current = element(domain, sys::VIR_DOMAIN_AFFECT_CURRENT)?;
+    let current = understood(current.as_deref());
+    if !persistent || domain.id().is_none() {
+        return Ok(current);
+    }
+    let defined = match element(domain, sys::VIR_DOMAIN_AFFECT_CONFIG) {
+        Ok(element) => understood(element.as_deref()),
+        // Its definition went away meanwhile.
+        Err(error) if error.code().to_raw() == sys::VIR_ERR_OPERATION_INVALID => {
+            return Ok(current);
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(current.and_then(|runs| {
+        let defined = defined?;
+        Ok(Metadata {
+            owners: &runs.owners & &defined.owners,
+            ..defined
+        })
+    }))
 }
 
 /// What an element says, or why it cannot be read; none says nothing.

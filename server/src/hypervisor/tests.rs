@@ -944,7 +944,7 @@ fn libvirt_never_sees_an_element_of_ours_that_we_have_not_put_there() {
             Metadata::default()
         };
         prop_assert_eq!(
-            readings::owned(&domain).unwrap(),
+            readings::owned(&domain, true).unwrap(),
             Ok(expected),
             "{}",
             written
@@ -1016,7 +1016,7 @@ async fn owners_and_state_are_read_again_in_the_lane_and_judged_again() {
                 put(
                     domain,
                     Some("<domain><owner>bob@EXAMPLE.ORG</owner></domain>"),
-                    LIVE,
+                    LIVE | CONFIG,
                 )
             },
             |facts| *facts.metadata == Ok(owned_by(BOB)),
@@ -1064,7 +1064,7 @@ async fn owners_and_state_are_read_again_in_the_lane_and_judged_again() {
         .put_by_hand(
             "web",
             "<domain><owner>bob@EXAMPLE.ORG</owner></domain>",
-            LIVE,
+            LIVE | CONFIG,
         )
         .await;
     let seen = Arc::new(std::sync::Mutex::new(None));
@@ -1091,10 +1091,35 @@ async fn owners_and_state_are_read_again_in_the_lane_and_judged_again() {
 }
 
 #[tokio::test]
+async fn who_stands_only_in_what_runs_or_only_in_what_is_defined_owns_nothing() {
+    let world = World::new().await;
+    let both = "<domain><owner>alice@EXAMPLE.ORG</owner><owner>bob@EXAMPLE.ORG</owner><class>old</class></domain>";
+    let new = "<domain><owner>bob@EXAMPLE.ORG</owner><owner>carol@EXAMPLE.ORG</owner><class>new</class></domain>";
+    world.put_by_hand("web", both, LIVE).await;
+    world.put_by_hand("web", new, CONFIG).await;
+    let in_force = Metadata {
+        class: Some("new".parse().unwrap()),
+        ..owned_by(BOB)
+    };
+    world
+        .until(|world| world.metadata("web") == Ok(in_force.clone()))
+        .await;
+    // What is set next stands in both.
+    world.set("web", owner(ALICE, "")).await.unwrap();
+    let wanted = metadata::change(&in_force, &owner(ALICE, ""));
+    assert_eq!(world.owned("web", LIVE).await, Some(wanted.clone()));
+    assert_eq!(world.owned("web", CONFIG).await, Some(wanted));
+    world
+        .put_by_hand("web", "<domain><group/></domain>", CONFIG)
+        .await;
+    world.until(|world| world.metadata("web").is_err()).await;
+}
+
+#[tokio::test]
 async fn metadata_changed_by_hand_are_seen_by_events() {
     let world = World::new().await;
     let first = world.facts("web").revision;
-    world.put_by_hand("web", "<domain><owner>alice@EXAMPLE.ORG</owner><label name='lease-user'>bob@EXAMPLE.ORG</label></domain>", LIVE).await;
+    world.put_by_hand("web", "<domain><owner>alice@EXAMPLE.ORG</owner><label name='lease-user'>bob@EXAMPLE.ORG</label></domain>", LIVE | CONFIG).await;
     world
         .until(|world| world.facts("web").revision != first)
         .await;

@@ -547,7 +547,8 @@ pub(super) fn present(
 ) -> Result<Option<Facts>, Fault> {
     let failed = |error: Error| call.fault(&error);
     let name = domain.name().map_err(failed)?;
-    let metadata = readings::owned(domain).map_err(failed)?;
+    let persistent = domain.is_persistent().map_err(failed)?;
+    let metadata = readings::owned(domain, persistent).map_err(failed)?;
     let state = readings::state(domain).map_err(failed)?;
     let known = host
         .inventory

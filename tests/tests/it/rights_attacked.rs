@@ -265,3 +265,34 @@ fn a_group_that_nobody_defines_is_no_empty_group() {
         "{checked}"
     );
 }
+
+#[test]
+fn a_saved_image_brings_no_owner_back_whoever_restores_it() {
+    let guest = Guest::booted("saved");
+    let site = Site::new(&[&guest]);
+    let (alice, bob) = (site.user("alice"), site.user("bob"));
+    let is = |state: &str| {
+        eventually(state, Duration::from_secs(20), || {
+            let words = ["-o", "json", "list", "saved"];
+            let rows = site.admin.rxm(&site.host, words).json();
+            (rows[0]["state"] == state).then_some(())
+        });
+    };
+    site.does(&["owner", "saved", "+alice@XMAN.TEST"]);
+    site.libvirtd.virsh(&["managedsave", "saved"]).success();
+    is("off");
+    site.does(&["owner", "saved", "-alice@XMAN.TEST", "+bob@XMAN.TEST"]);
+    site.does(&["label", "saved", "tier=prod"]);
+    site.libvirtd.virsh(&["start", "saved"]).success();
+    is("running");
+    let uuid = guest.uuid().to_string();
+    for user in [&alice, &bob] {
+        user.rxm(&site.host, ["pause", &uuid]).denied();
+    }
+    let rows = site.does(&["-o", "json", "list", "saved"]).json();
+    assert_eq!(rows[0]["owners"], serde_json::json!([]));
+    assert_eq!(rows[0]["labels"]["tier"], "prod", "as it is defined");
+    site.does(&["owner", "saved", "+bob@XMAN.TEST"]);
+    bob.rxm(&site.host, ["pause", &uuid]).success();
+    alice.rxm(&site.host, ["unpause", &uuid]).denied();
+}
