@@ -184,6 +184,10 @@ fn who_may_not_pull_the_plug_does_not_by_force() {
         let words = ["--timeout", "3s"].iter().chain(words);
         oscar.rxm(&site.host, words).denied();
     }
+    oscar
+        .rxm(&site.host, ["shutdown", "--dry-run", "--force", "plug"])
+        .code(FAILED)
+        .says("you may not");
     assert_eq!(id(), before, "it runs as it did");
     site.host.audit().contains(&[
         "verb=\"shutdown\"",

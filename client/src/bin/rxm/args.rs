@@ -530,7 +530,7 @@ pub(crate) struct AskArgs {
     /// Wait until the guest has done it, as long as --timeout allows
     #[arg(long)]
     pub(crate) wait: bool,
-    /// shutdown: pull the plug if the guest has not gone by --timeout; reboot: reset at once without asking the guest
+    /// shutdown: pull the plug if the guest has not gone by --timeout; reboot: reset at once without asking the guest. Takes the right to destroy
     #[arg(long)]
     pub(crate) force: bool,
 }

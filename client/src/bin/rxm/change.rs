@@ -37,6 +37,8 @@ const SESSIONS: usize = 4;
 /// What is done to domains.
 pub(crate) struct Deed<'a> {
     verb: Verb,
+    /// What one must be allowed to do as well.
+    also: Option<Verb>,
     /// What is said of a domain to which it was done.
     past: &'a str,
     /// What is said before it is done, where that is more than the verb says.
@@ -52,6 +54,7 @@ impl<'a> Deed<'a> {
     ) -> Self {
         Self {
             verb,
+            also: None,
             past,
             warning: None,
             request,
@@ -153,6 +156,7 @@ pub(crate) async fn shutdown(setting: &Setting, args: AskArgs) -> Result<Tally, 
         &domains.domains,
         Deed {
             verb: Verb::Shutdown,
+            also: force.then_some(Verb::Destroy),
             past,
             warning,
             request,
@@ -187,6 +191,7 @@ pub(crate) async fn reboot(setting: &Setting, args: AskArgs) -> Result<Tally, St
         &domains.domains,
         Deed {
             verb: Verb::Reboot,
+            also: force.then_some(Verb::Destroy),
             past,
             warning,
             request,
@@ -273,7 +278,7 @@ pub(crate) async fn carry_out(
         silent,
     } = target::find(setting, &wanted, Purpose::Change).await?;
     if setting.dry_run {
-        return rehearse(setting, deed.verb, targets, &silent).await;
+        return rehearse(setting, (deed.verb, deed.also), targets, &silent).await;
     }
     let is_asked = wanted.iter().any(|wanted| wanted.name.is_pattern()) && targets.len() > 1;
     if is_asked {
@@ -439,7 +444,7 @@ fn infinitive(verb: Verb) -> &'static str {
 /// Shows what would be done to what, and whether one may, by the word of each host.
 pub(crate) async fn rehearse(
     setting: &Setting,
-    verb: Verb,
+    (verb, also): (Verb, Option<Verb>),
     targets: Vec<Target>,
     silent: &[(Address, Explanation)],
 ) -> Result<Tally, Stop> {
@@ -454,7 +459,10 @@ pub(crate) async fn rehearse(
         for target in targets {
             let caller = caller.get_or_insert_with(|| setting.caller(&target.address));
             caller.rest();
-            let allowed = may(setting, caller, verb, Some(&target.domain)).await;
+            let mut allowed = may(setting, caller, verb, Some(&target.domain)).await;
+            if let (Ok(true), Some(also)) = (&allowed, also) {
+                allowed = may(setting, caller, also, Some(&target.domain)).await;
+            }
             rights.push((target, allowed));
         }
         rights

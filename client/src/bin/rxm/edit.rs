@@ -34,7 +34,7 @@ pub(crate) async fn edit(setting: &Setting, args: EditArgs) -> Result<Tally, Sto
     let (target, mut caller, found) =
         target::find_one(setting, &args.domain, Purpose::Change).await?;
     if setting.dry_run {
-        return rehearse(setting, Verb::Define, vec![target], &found.silent).await;
+        return rehearse(setting, (Verb::Define, None), vec![target], &found.silent).await;
     }
     let about = Describe {
         domain: target.domain.clone(),

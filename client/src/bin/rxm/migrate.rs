@@ -33,7 +33,7 @@ pub(crate) async fn migrate(setting: &Setting, args: MigrateArgs) -> Result<Tall
     };
     let (target, mut caller, found) = target::find_one(setting, &domain, Purpose::Change).await?;
     if setting.dry_run {
-        return rehearse(setting, Verb::Migrate, vec![target], &found.silent).await;
+        return rehearse(setting, (Verb::Migrate, None), vec![target], &found.silent).await;
     }
     let id = Uuid::new_v4();
     let label = target.label();
