@@ -153,10 +153,10 @@ pub(super) fn change(present: &Metadata, change: &Change) -> Metadata {
     metadata
 }
 
-/// Refuses metadata that could not be read again.
+/// Refuses metadata that could not be read again, and a lease of nobody.
 ///
 /// # Errors
-/// `TooLarge`, or `BadRequest` for a name with a character that XML does not have.
+/// `TooLarge`, or `BadRequest` for a name with a character that XML does not have, or a lease's user that is no full principal.
 pub(super) fn fit(metadata: &Metadata) -> Result<(), Fault> {
     let size = metadata.size();
     if size > MAX_METADATA {
@@ -164,6 +164,18 @@ pub(super) fn fit(metadata: &Metadata) -> Result<(), Fault> {
             Code::TooLarge,
             format!(
                 "a domain's owners, class and labels would come to {size} bytes, and {MAX_METADATA} are allowed; remove some first"
+            ),
+        ));
+    }
+    let holds_lease = metadata
+        .labels
+        .keys()
+        .any(|name| name.as_str() == LEASE_USER);
+    if holds_lease && lease(metadata).is_none() {
+        return Err(Fault::new(
+            Code::BadRequest,
+            format!(
+                "the label {LEASE_USER} names no full principal, as alice@EXAMPLE.ORG is, so nobody would have the lease"
             ),
         ));
     }
@@ -513,7 +525,10 @@ mod tests {
                 .job,
             ""
         );
-        assert_eq!(lease(&labelled(&[("lease-user", "alice")])), None);
+        let nobodys = labelled(&[("lease-user", "alice")]);
+        assert_eq!(lease(&nobodys), None);
+        let fault = fit(&nobodys).unwrap_err();
+        assert!(fault.code == Code::BadRequest && fault.message.contains("lease-user"));
         assert_eq!(lease(&labelled(&[("lease-job", "slurm/4711")])), None);
     }
 
