@@ -443,19 +443,20 @@ fn ask_again(
 /// Tells what the caller may do on the host, on any domain that it does not own, or on one of those it sees.
 fn whoami(grant: &Grant, work: &Work) -> Identity {
     let (host, caller) = (&work.host, &work.caller);
-    let allowed = |verb: Verb, on| matches!(host.may(caller, verb, on), Verdict::Allow(_));
-    let everywhere =
-        |verb: Verb| allowed(verb, Subject::Host) || allowed(verb, Subject::UnknownDomain);
-    let (mut verbs, others): (Vec<Verb>, Vec<Verb>) =
-        Verb::ALL.iter().partition(|verb| everywhere(**verb));
+    let mut verbs = host.may_some(caller, Verb::ALL, &[Subject::Host, Subject::UnknownDomain]);
+    let others: Vec<Verb> = Verb::ALL
+        .iter()
+        .copied()
+        .filter(|verb| !verbs.contains(verb))
+        .collect();
     if !others.is_empty() {
         let seen = host.visible(caller);
-        let on_one = |verb: &Verb| {
-            seen.iter()
-                .take(LOOKED_AT)
-                .any(|(facts, _)| allowed(*verb, Subject::Domain(facts.into())))
-        };
-        verbs.extend(others.into_iter().filter(on_one));
+        let some: Vec<_> = seen
+            .iter()
+            .take(LOOKED_AT)
+            .map(|(facts, _)| Subject::Domain(facts.into()))
+            .collect();
+        verbs.extend(host.may_some(caller, &others, &some));
         verbs.sort();
     }
     Identity {

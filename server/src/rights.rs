@@ -48,6 +48,34 @@ impl Host {
         Some(self.decide(&asked.query(Action::ActFor, Subject::Person(&caller.person))))
     }
 
+    /// Returns which verbs a caller may do to some of the subjects at least. All is asked at once, since each question to another program takes
+    /// its time.
+    pub(crate) fn may_some(
+        &self,
+        caller: &Caller,
+        verbs: &[Verb],
+        on: &[Subject<'_>],
+    ) -> Vec<Verb> {
+        if let Some(Verdict::Deny(_)) = self.may_act(caller) {
+            return Vec::new();
+        }
+        let asked = verbs
+            .iter()
+            .flat_map(|verb| on.iter().map(|on| (*verb, *on)));
+        let (asked, queries): (Vec<Verb>, Vec<_>) = asked
+            .map(|(verb, on)| (verb, caller.query(verb, on)))
+            .unzip();
+        let verdicts = block_in_place(|| self.policy.decide_all(&queries));
+        let mut may: Vec<Verb> = asked
+            .into_iter()
+            .zip(verdicts)
+            .filter(|(_, verdict)| matches!(verdict, Verdict::Allow(_)))
+            .map(|(verb, _)| verb)
+            .collect();
+        may.dedup();
+        may
+    }
+
     /// Returns the domains that a caller may see, from memory, sorted by name.
     pub(crate) fn visible(&self, caller: &Caller) -> Vec<(Facts, DomainRow)> {
         let rows = self.hypervisors.rows();

@@ -1,6 +1,13 @@
 //! Ways around rights per domain that somebody might try: force, a name that changes hands, a twin on another hypervisor, a time of trouble.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    io::{Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    path::Path,
+    thread,
+    time::Duration,
+};
 
 use xman_tests::{Guest, Host, HostBuilder, Libvirtd, Outcome, Realm, Records, User, eventually};
 
@@ -299,4 +306,69 @@ fn a_saved_image_brings_no_owner_back_whoever_restores_it() {
     site.does(&["owner", "saved", "+bob@XMAN.TEST"]);
     bob.rxm(&site.host, ["pause", &uuid]).success();
     alice.rxm(&site.host, ["unpause", &uuid]).denied();
+}
+
+/// An authority that allows two verbs, a tenth of a second after it was asked.
+fn slow_authority(socket: &Path) {
+    let listener = UnixListener::bind(socket).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || answer_slowly(stream));
+        }
+    });
+}
+
+fn answer_slowly(mut stream: UnixStream) {
+    let (mut waiting, mut bytes) = (Vec::new(), [0; 64 * 1024]);
+    while let Ok(count @ 1..) = stream.read(&mut bytes) {
+        waiting.extend_from_slice(&bytes[..count]);
+        thread::sleep(Duration::from_millis(100));
+        let whole = waiting
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |at| at + 1);
+        let mut said = String::new();
+        for line in waiting
+            .drain(..whole)
+            .collect::<Vec<_>>()
+            .split(|byte| *byte == b'\n')
+        {
+            let Ok(question) = serde_json::from_slice::<serde_json::Value>(line) else {
+                continue;
+            };
+            let opinion = if ["whoami", "pause"].contains(&question["action"].as_str().unwrap()) {
+                r#""allow","rule":"two""#
+            } else {
+                r#""none""#
+            };
+            said += &format!(
+                "{{\"xman\":1,\"id\":{},\"opinion\":{opinion}}}\n",
+                question["id"]
+            );
+        }
+        if stream.write_all(said.as_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_slow_authority_is_asked_once_and_not_for_each_verb() {
+    let realm = Realm::shared();
+    let mut host = Host::builder().prepare(realm);
+    let socket = host.folder().join("slow.sock");
+    slow_authority(&socket);
+    host.configure(&format!(
+        "[authorization]\nbackends = ['external']\nexternal = '{}'\nexternal-timeout = '2s'",
+        socket.display()
+    ));
+    host.start();
+    let alice = realm.user("alice");
+    let whoami = alice
+        .rxm_call(&host, ["-o", "json", "whoami"])
+        .limit(Duration::from_secs(3))
+        .run()
+        .success()
+        .json();
+    assert_eq!(whoami[0]["verbs"], serde_json::json!(["whoami", "pause"]));
 }
