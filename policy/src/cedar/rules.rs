@@ -565,10 +565,23 @@ fn rule(policy: &Policy) -> Result<(Rule, Says), String> {
         forbids: policy.effect() == Effect::Forbid,
         principal: policy.principal_constraint(),
         resource: policy.resource_constraint(),
-        policy: policy.clone(),
+        policy: settled(policy)?,
         parts,
     };
     Ok((rule, says))
+}
+
+/// Returns the policy without what its place in [`Rules::about`] has settled: which action, and a resource of which type.
+fn settled(policy: &Policy) -> Result<Policy, String> {
+    let mut json = policy.to_json().map_err(|error| error.to_string())?;
+    let any = || serde_json::json!({ "op": "All" });
+    if let Some(head) = json.as_object_mut() {
+        head.insert("action".to_owned(), any());
+        if let ResourceConstraint::Is(_) = policy.resource_constraint() {
+            head.insert("resource".to_owned(), any());
+        }
+    }
+    Policy::from_json(Some(policy.id().clone()), json).map_err(|error| error.to_string())
 }
 
 /// What `&&` holds together, from left to right.
