@@ -565,23 +565,21 @@ fn rule(policy: &Policy) -> Result<(Rule, Says), String> {
         forbids: policy.effect() == Effect::Forbid,
         principal: policy.principal_constraint(),
         resource: policy.resource_constraint(),
-        policy: settled(policy)?,
+        policy: settled(policy, whole.body().clone())?,
         parts,
     };
     Ok((rule, says))
 }
 
 /// Returns the policy without what its place in [`Rules::about`] has settled: which action, and a resource of which type.
-fn settled(policy: &Policy) -> Result<Policy, String> {
-    let mut json = policy.to_json().map_err(|error| error.to_string())?;
-    let any = || serde_json::json!({ "op": "All" });
-    if let Some(head) = json.as_object_mut() {
-        head.insert("action".to_owned(), any());
-        if let ResourceConstraint::Is(_) = policy.resource_constraint() {
-            head.insert("resource".to_owned(), any());
-        }
+fn settled(policy: &Policy, mut body: pst::Template) -> Result<Policy, String> {
+    body.action = pst::ActionConstraint::Any;
+    if let pst::ResourceConstraint::Is(_) = body.resource {
+        body.resource = pst::ResourceConstraint::Any;
     }
-    Policy::from_json(Some(policy.id().clone()), json).map_err(|error| error.to_string())
+    let body = pst::StaticPolicy::try_from(body).map_err(|error| error.to_string())?;
+    let settled = Policy::from_pst(body.into()).map_err(|error| error.to_string())?;
+    Ok(settled.new_id(policy.id().clone()))
 }
 
 /// What `&&` holds together, from left to right.
