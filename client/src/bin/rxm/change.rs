@@ -21,10 +21,10 @@ use crate::{
     args::{AskArgs, DomainsArgs, Format, MemSetArgs, StartArgs, UndefineArgs, VcpuSetArgs},
     ask,
     exit::Tally,
-    metadata::{labels, owners},
     output::{Complaints, error_value, named},
     setting::{Setting, Stop, misfit},
     show::domain_value,
+    tags::{labels, owners},
     target::{self, Found, Purpose, Target, Wanted},
     units::size,
 };

@@ -16,6 +16,7 @@ mod output;
 mod rights;
 mod setting;
 mod show;
+mod tags;
 mod target;
 mod units;
 

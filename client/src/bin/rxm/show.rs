@@ -16,9 +16,9 @@ use xman_common::{
 use crate::{
     args::{Format, ListArgs, Owner},
     exit::Tally,
-    metadata::{class_of, labels, owners, shown, warn},
     output::{Complaints, Field, Row, Style, error_value},
     setting::{Setting, Stop, misfit},
+    tags::{class_of, labels, owners, shown, warn},
     target::{self, Wanted},
     units::{size, span},
 };
