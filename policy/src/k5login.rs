@@ -18,7 +18,7 @@ use std::{
 use rustix::fs::{Mode, OFlags};
 use xman_common::name::{BadName, Principal};
 
-use crate::{Action, Authorizer, Opinion, Query, Reload, Subject};
+use crate::{Action, Authorizer, Opinion, Query, Reload, Subject, stamp::Stamp};
 
 /// The longest file that is read, in bytes: ten thousand administrators fit, a log file put there by mistake does not.
 pub const MAX_FILE: u64 = 1024 * 1024;
@@ -257,28 +257,6 @@ fn listed(line: &[u8]) -> Result<Principal, String> {
         return Err("holds '*', but this file has no wildcards".to_owned());
     }
     text.parse().map_err(|bad: BadName| bad.to_string())
-}
-
-/// What tells one version of a file from the next, its replacement included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl From<&fs::Metadata> for Stamp {
-    fn from(metadata: &fs::Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
 }
 
 /// The backend: lets whoever is listed do anything, and has no opinion on anybody else.

@@ -28,6 +28,7 @@ pub mod cedar;
 pub mod external;
 pub mod groups;
 pub mod k5login;
+mod stamp;
 
 /// What policies decide about: every verb of the protocol, and two things that are no calls of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

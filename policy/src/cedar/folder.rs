@@ -9,6 +9,8 @@ use std::{
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::stamp::Stamp;
+
 /// The longest file, in bytes: a database put there by mistake must not be taken for policies.
 pub const MAX_FILE: u64 = 256 * 1024;
 /// The most files. Each is looked at before each request.
@@ -45,7 +47,7 @@ impl Look {
             }
         };
         // the folder itself may be a link, so that a site can put a whole new one in its place at once
-        let before = stamp(&fs::metadata(folder).map_err(unreadable)?);
+        let before = Stamp::from(&fs::metadata(folder).map_err(unreadable)?);
         let mut files = Vec::new();
         for entry in fs::read_dir(folder).map_err(unreadable)? {
             let name = entry.map_err(unreadable)?.file_name();
@@ -60,7 +62,7 @@ impl Look {
             }
             let path = folder.join(name);
             match fs::symlink_metadata(&path) {
-                Ok(metadata) => files.push((path, stamp(&metadata))),
+                Ok(metadata) => files.push((path, Stamp::from(&metadata))),
                 // it went away meanwhile, so the folder's stamp is another at the next look
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(format!("{} cannot be read: {error}", path.display())),
@@ -76,7 +78,7 @@ impl Look {
     /// Returns whether all is as it was, without listing the folder: what comes or goes there changes its stamp.
     pub(crate) fn is_current(&self, folder: &Path) -> bool {
         let same = |metadata: io::Result<fs::Metadata>, known: &Stamp| {
-            metadata.is_ok_and(|metadata| stamp(&metadata) == *known)
+            metadata.is_ok_and(|metadata| Stamp::from(&metadata) == *known)
         };
         same(fs::metadata(folder), &self.folder)
             && self
@@ -185,7 +187,7 @@ fn text(path: &Path, account: u32, expected: &Stamp) -> Result<Text, Wrong> {
     let unreadable =
         |error: io::Error| wrong(format!("{} cannot be read: {error}", path.display()));
     let metadata = file.metadata().map_err(unreadable)?;
-    if stamp(&metadata) != *expected {
+    if Stamp::from(&metadata) != *expected {
         return Err(Wrong::Changing);
     }
     if !metadata.is_file() {
@@ -204,7 +206,7 @@ fn text(path: &Path, account: u32, expected: &Stamp) -> Result<Text, Wrong> {
         .read_to_end(&mut bytes);
     read.map_err(unreadable)?;
     let after = file.metadata().map_err(unreadable)?;
-    if stamp(&after) != *expected || bytes.len() as u64 != expected.size {
+    if Stamp::from(&after) != *expected || bytes.len() as u64 != expected.size {
         return Err(Wrong::Changing);
     }
     match String::from_utf8(bytes) {
@@ -249,23 +251,4 @@ fn unsafe_to_trust(
     let writable = (metadata.mode() & OTHERS_MAY_WRITE != 0)
         .then(|| format!("{path} is writable by its group or by everybody: chmod go-w {path}"));
     foreign.into_iter().chain(writable)
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-fn stamp(metadata: &fs::Metadata) -> Stamp {
-    Stamp {
-        device: metadata.dev(),
-        inode: metadata.ino(),
-        size: metadata.size(),
-        modified: (metadata.mtime(), metadata.mtime_nsec()),
-        changed: (metadata.ctime(), metadata.ctime_nsec()),
-    }
 }

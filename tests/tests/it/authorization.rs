@@ -49,22 +49,23 @@ creators = ["carol@XMAN.TEST"]
 "#;
 
 /// The domain that libvirt's test driver is born with.
-const TEST_DOMAIN: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
-const FAILED: i32 = 1;
+pub(crate) const TEST_DOMAIN: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
+pub(crate) const FAILED: i32 = 1;
 const CONFIG: i32 = 78;
 
-fn site_of(host: HostBuilder) -> HostBuilder {
+/// A host with these rules, and `root/admin` as its administrator.
+pub(crate) fn site_of(host: HostBuilder) -> HostBuilder {
     host.k5login(["root/admin"])
         .policy("site.cedar", SITE)
         .policy("groups.toml", GROUPS)
 }
 
 /// A host with real guests, an administrator, and users with rights on some of them.
-struct Site {
+pub(crate) struct Site {
     realm: &'static Realm,
-    admin: User,
-    host: Host,
-    libvirtd: Libvirtd,
+    pub(crate) admin: User,
+    pub(crate) host: Host,
+    pub(crate) libvirtd: Libvirtd,
 }
 
 impl Site {
@@ -74,7 +75,10 @@ impl Site {
     }
 
     #[track_caller]
-    fn with(guests: &[&Guest], configure: impl FnOnce(HostBuilder) -> HostBuilder) -> Self {
+    pub(crate) fn with(
+        guests: &[&Guest],
+        configure: impl FnOnce(HostBuilder) -> HostBuilder,
+    ) -> Self {
         let realm = Realm::shared();
         let libvirtd = Libvirtd::new();
         for guest in guests {
@@ -105,11 +109,11 @@ impl Site {
     }
 
     #[track_caller]
-    fn does(&self, words: &[&str]) -> Outcome {
+    pub(crate) fn does(&self, words: &[&str]) -> Outcome {
         self.admin.rxm(&self.host, words).success()
     }
 
-    fn user(&self, name: &str) -> User {
+    pub(crate) fn user(&self, name: &str) -> User {
         self.realm.user(name)
     }
 

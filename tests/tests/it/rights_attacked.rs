@@ -9,88 +9,23 @@ use std::{
     time::Duration,
 };
 
-use xman_tests::{Guest, Host, HostBuilder, Libvirtd, Outcome, Realm, Records, User, eventually};
+use xman_tests::{Guest, Host, HostBuilder, Libvirtd, Realm, Records, eventually};
 
-const SITE: &str = r#"
-@id("everybody-asks")
-permit (principal, action in Action::"ask", resource is Host)
-when { principal.realm == "XMAN.TEST" };
+use crate::authorization::{FAILED, Site, TEST_DOMAIN, site_of};
 
-@id("owners-use")
-permit (principal, action in [Action::"view", Action::"use"], resource is Domain)
-when { resource.owners.contains(principal) };
-
-@id("operators")
-permit (principal in Group::"operators", action in [Action::"view", Action::"use"], resource is Domain);
-
+/// What operators may not, whatever else lets them.
+const NEVER: &str = r#"
 @id("operators-never-destroy")
 forbid (principal in Group::"operators", action == Action::"destroy", resource);
-
-@id("portal")
-permit (principal == User::"portal/web@XMAN.TEST", action == Action::"act-for", resource is User);
 "#;
-const GROUPS: &str = "[groups]\noperators = [\"oscar@XMAN.TEST\"]\n";
-/// The domain that libvirt's test driver is born with.
-const TEST_DOMAIN: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
-const FAILED: i32 = 1;
-
-fn site_of(host: HostBuilder) -> HostBuilder {
-    host.k5login(["root/admin"])
-        .policy("site.cedar", SITE)
-        .policy("groups.toml", GROUPS)
-}
-
-struct Site {
-    realm: &'static Realm,
-    admin: User,
-    host: Host,
-    libvirtd: Libvirtd,
-}
-
-impl Site {
-    #[track_caller]
-    fn new(guests: &[&Guest]) -> Self {
-        let realm = Realm::shared();
-        let libvirtd = Libvirtd::new();
-        for guest in guests {
-            libvirtd.run(guest);
-        }
-        let host = site_of(Host::builder()).beside(&libvirtd).start(realm);
-        let site = Self {
-            realm,
-            admin: realm.user("root/admin"),
-            host,
-            libvirtd,
-        };
-        site.wait_for(guests);
-        site
-    }
-
-    #[track_caller]
-    fn wait_for(&self, guests: &[&Guest]) {
-        eventually("xmand has read libvirt", Duration::from_secs(30), || {
-            let names = self.admin.rxm(&self.host, ["-o", "name", "list"]).stdout();
-            guests
-                .iter()
-                .all(|guest| names.contains(guest.name()))
-                .then_some(())
-        });
-    }
-
-    #[track_caller]
-    fn does(&self, words: &[&str]) -> Outcome {
-        self.admin.rxm(&self.host, words).success()
-    }
-
-    fn user(&self, name: &str) -> User {
-        self.realm.user(name)
-    }
+fn guarded(host: HostBuilder) -> HostBuilder {
+    host.policy("never.cedar", NEVER)
 }
 
 #[test]
 fn a_log_is_followed_no_longer_than_its_name_is_the_domains() {
     let hers = Guest::tiny("web");
-    let site = Site::new(&[&hers]);
+    let site = Site::with(&[&hers], guarded);
     site.does(&["owner", "web", "+alice@XMAN.TEST"]);
     let alice = site.user("alice");
     let mut following = alice.rxm_call(&site.host, ["dmesg", "-f", "web"]).spawn();
@@ -112,7 +47,7 @@ fn a_twin_on_another_hypervisor_gives_no_right_to_the_other() {
     fs::write(&file, xml).unwrap();
     let file = file.to_str().unwrap();
     libvirtd.virsh(&["create", file]).success();
-    let host = site_of(Host::builder())
+    let host = guarded(site_of(Host::builder()))
         .beside(&libvirtd)
         .config_extra("hypervisors = ['test:///default', 'qemu:///system']")
         .start(realm);
@@ -143,7 +78,7 @@ fn a_twin_on_another_hypervisor_gives_no_right_to_the_other() {
 #[test]
 fn trouble_with_libvirt_tells_nobody_which_domains_there_are() {
     let (mine, secret) = (Guest::tiny("mine"), Guest::tiny("secret"));
-    let site = Site::new(&[&mine, &secret]);
+    let site = Site::with(&[&mine, &secret], guarded);
     site.does(&["owner", "mine", "+alice@XMAN.TEST"]);
     let alice = site.user("alice");
     site.libvirtd.freeze();
@@ -178,7 +113,7 @@ fn trouble_with_libvirt_tells_nobody_which_domains_there_are() {
 #[test]
 fn who_may_not_pull_the_plug_does_not_by_force() {
     let guest = Guest::tiny("plug");
-    let site = Site::new(&[&guest]);
+    let site = Site::with(&[&guest], guarded);
     let oscar = site.user("oscar");
     let uuid = guest.uuid().to_string();
     let id = || site.libvirtd.virsh(&["domid", "plug"]).stdout();
@@ -208,7 +143,7 @@ fn who_may_not_pull_the_plug_does_not_by_force() {
 #[test]
 fn whoever_acts_for_somebody_is_told_what_would_come_of_it() {
     let realm = Realm::shared();
-    let host = site_of(Host::builder())
+    let host = guarded(site_of(Host::builder()))
         .config_extra("[authorization]\nact-for = ['portal/web@XMAN.TEST']")
         .policy(
             "portal.cedar",
@@ -257,7 +192,7 @@ fn a_table_of_expectations_is_decided_as_on_the_host_with_unix_groups() {
 #[test]
 fn a_group_that_nobody_defines_is_no_empty_group() {
     let realm = Realm::shared();
-    let host = site_of(Host::builder()).start(realm);
+    let host = guarded(site_of(Host::builder())).start(realm);
     let (admin, oscar) = (realm.user("root/admin"), realm.user("oscar"));
     admin
         .rxm(&host, ["owner", "test", "+oscar@XMAN.TEST"])
@@ -280,7 +215,7 @@ fn a_group_that_nobody_defines_is_no_empty_group() {
 #[test]
 fn a_saved_image_brings_no_owner_back_whoever_restores_it() {
     let guest = Guest::booted("saved");
-    let site = Site::new(&[&guest]);
+    let site = Site::with(&[&guest], guarded);
     let (alice, bob) = (site.user("alice"), site.user("bob"));
     let is = |state: &str| {
         eventually(state, Duration::from_secs(20), || {
