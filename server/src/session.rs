@@ -184,6 +184,8 @@ struct Session {
     waiting: VecDeque<Call>,
     running: Option<Running>,
     warned: bool,
+    /// Whoever waits or follows here has been told that the host stops.
+    stopped: bool,
     last_call: Instant,
     _seat: Seat,
 }
@@ -197,6 +199,7 @@ impl Session {
             waiting: VecDeque::new(),
             running: None,
             warned: false,
+            stopped: false,
             last_call: Instant::now(),
             _seat: seat,
         }
@@ -240,8 +243,8 @@ impl Session {
         loop {
             self.start_next();
             let stopping = self.host.stopping.clone();
-            let is_stopping = stopping.is_cancelled();
-            if is_stopping && self.running.is_none() {
+            let stopped = self.stopped;
+            if stopped && self.running.is_none() {
                 return Ok(Some(Fault::new(Code::Unavailable, "xmand is stopping")));
             }
             let deadline = self.next_deadline();
@@ -250,7 +253,7 @@ impl Session {
                 tokio::select! {
                     biased; // no flood, in or out, puts off the ticket's end
                     () = sleep_until(deadline) => Next::Deadline,
-                    () = stopping.cancelled(), if !is_stopping => Next::Stopping,
+                    () = stopping.cancelled(), if !stopped => Next::Stopping,
                     received = channel.receive() => Next::Received(received),
                     piece = piece(running) => piece,
                     _ = alive.tick() => Next::Tick,
@@ -412,6 +415,7 @@ impl Session {
 
     /// Whoever waits or follows is told; what is being carried out may end within the grace that the host gives it.
     async fn stop(&mut self) -> Result<(), ChannelError> {
+        self.stopped = true;
         let fault = || Fault::new(Code::Unavailable, "nothing was begun: xmand is stopping");
         for call in std::mem::take(&mut self.waiting) {
             self.channel

@@ -60,6 +60,22 @@ fn a_call_that_follows_is_ended_with_a_word() {
 }
 
 #[test]
+fn many_that_are_being_told_something_hear_that_the_host_stops() {
+    let (alice, mut host) = (Realm::shared().user("alice"), host());
+    let mut sessions: Vec<_> = (0..24)
+        .map(|_| probe(&alice, &host, "follow-kernel"))
+        .collect();
+    for session in &mut sessions {
+        session.stdout().wait_for(Duration::from_secs(10), "ready");
+    }
+    ends_cleanly(&mut host);
+    for mut session in sessions {
+        let said = session.wait(Duration::from_secs(10)).stdout();
+        assert!(said.contains("unavailable: xmand is stopping"), "{said}");
+    }
+}
+
+#[test]
 fn half_a_handshake_does_not_keep_the_host() {
     let mut host = host();
     let _half = host.connect();
