@@ -279,7 +279,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Channel<S> {
         &self.prefaces
     }
 
-    /// Waits for the next message; `None` is a clean close. Losing the future loses no message.
+    /// Waits for the next message and meanwhile sends what was fed; `None` is a clean close. Losing the future loses no message.
     pub async fn receive<M: DeserializeOwned>(&mut self) -> Result<Option<M>, ChannelError> {
         match self.frames.read().await? {
             None => Ok(None),
@@ -290,7 +290,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Channel<S> {
         }
     }
 
-    /// Seals a message and adds it to what the next [`flush`](Self::flush) sends.
+    /// Returns whether the peer reads fast enough for more to be fed; [`receive`](Self::receive) makes room.
+    pub fn has_room(&self) -> bool {
+        self.frames.has_room()
+    }
+
+    /// Seals a message and adds it to what the next [`flush`](Self::flush) or [`receive`](Self::receive) sends.
     pub async fn feed<M: Serialize>(&mut self, message: &M) -> Result<(), ChannelError> {
         let bytes = codec::encode(message)?;
         if bytes.len() + OVERHEAD > MAX_SEALED {

@@ -52,6 +52,9 @@ pub enum BadName {
         "'{0}' looks like a UUID; a domain's name must not, since it could be taken for another domain's"
     )]
     LooksLikeUuid(String),
+    /// No hardware address of one interface.
+    #[error("'{0}' is not the address of a network interface; one looks like 52:54:00:12:34:56")]
+    Mac(String),
     /// A name that means a directory.
     #[error("'{0}' is not a name")]
     Dots(String),
@@ -246,6 +249,8 @@ as_text!(DomainName, 0);
 as_text!(HostName, 0);
 as_text!(Tag, 0);
 as_text!(LabelValue, 0);
+as_text!(LinkName, 0);
+as_text!(Mac, 0);
 
 /// A word that rules are written with: a domain's class, the name of a label. Small letters, digits, `.`, `-` and `_`, with a letter or digit in front.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -298,6 +303,60 @@ impl FromStr for LabelValue {
             c.is_control() || is_deceptive(c) || matches!(c, '\u{fffe}' | '\u{ffff}')
         })?;
         Ok(Self(text.to_owned()))
+    }
+}
+
+/// The name of one of libvirt's networks or of a bridge: one line without `/`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LinkName(String);
+
+impl LinkName {
+    /// Returns the name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for LinkName {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        bounded(text, "network's name", MAX_TAG)?;
+        refuse(text, "network's name", |c| {
+            c.is_control() || c == '/' || is_deceptive(c) || matches!(c, '\u{fffe}' | '\u{ffff}')
+        })?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// The hardware address of one network interface, `52:54:00:12:34:56` in small letters; not one of many interfaces, which is odd in its first byte.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Mac(String);
+
+impl Mac {
+    /// Returns the address.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Mac {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        let bytes: Vec<u8> = text
+            .split([':', '-'])
+            .filter(|pair| pair.len() == 2 && pair.bytes().all(|b| b.is_ascii_hexdigit()))
+            .filter_map(|pair| u8::from_str_radix(pair, 16).ok())
+            .collect();
+        match bytes.first() {
+            Some(first) if bytes.len() == 6 && text.len() == 17 && first % 2 == 0 => {
+                Ok(Self(text.to_ascii_lowercase().replace('-', ":")))
+            }
+            _ => Err(BadName::Mac(text.escape_default().to_string())),
+        }
     }
 }
 

@@ -1,11 +1,14 @@
 //! A frame: u32 big-endian length and that many bytes. The length is checked before anything is allocated, and a clean close
 //! is told apart from a torn frame.
 
-use std::{io, time::Duration};
+use std::{future::poll_fn, io, pin::Pin, task::Poll, time::Duration};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use futures_util::{SinkExt, StreamExt};
-use tokio::io::{AsyncRead, AsyncWrite};
+use futures_util::{Sink, SinkExt, Stream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, Sleep, sleep_until},
+};
 use tokio_util::codec::{Decoder, Encoder, Framed};
 
 /// The longest frame before authentication, in bytes: a Kerberos token with a large PAC fits, a flood does not.
@@ -14,6 +17,9 @@ pub const MAX_HANDSHAKE: usize = 64 * 1024;
 pub const MAX_SEALED: usize = 128 * 1024;
 /// How long a peer that does not read may keep a frame from leaving.
 pub const WRITE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Bytes that may wait for a peer to read before no more should be fed: [`Frames::has_room`].
+const OUTGOING: usize = 256 * 1024;
 
 /// Why the next frame did not come or did not go.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +49,10 @@ impl From<io::Error> for WireError {
 #[derive(Debug)]
 pub struct Frames<S> {
     framed: Framed<S, Cut>,
+    /// Bytes fed since the beginning.
+    fed: usize,
+    /// How many of them had gone when some were left, and until when more have to.
+    waiting: Option<(usize, Pin<Box<Sleep>>)>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
@@ -51,8 +61,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
         let codec = Cut {
             limit: MAX_HANDSHAKE,
         };
+        let mut framed = Framed::new(stream, codec);
+        // Who feeds looks at `has_room` first, so feeding itself never waits for a peer that does not read.
+        framed.set_backpressure_boundary(2 * OUTGOING);
         Self {
-            framed: Framed::new(stream, codec),
+            framed,
+            fed: 0,
+            waiting: None,
         }
     }
 
@@ -61,17 +76,40 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
         self.framed.codec_mut().limit = MAX_SEALED;
     }
 
-    /// Waits for the next frame; `None` is a clean close. Losing the future loses no byte.
+    /// Waits for the next frame and meanwhile sends what was fed, so that two who both send much do not wait for each other; `None` is a clean
+    /// close. Losing the future loses no byte in either direction.
     pub async fn read(&mut self) -> Result<Option<BytesMut>, WireError> {
-        self.framed
-            .next()
-            .await
-            .transpose()
-            .map_err(WireError::from)
+        poll_fn(|context| {
+            if let Poll::Ready(sent) = Pin::new(&mut self.framed).poll_flush(context) {
+                sent?;
+                self.waiting = None;
+            } else {
+                let gone = self.fed.wrapping_sub(self.framed.write_buffer().len());
+                let limit = match &mut self.waiting {
+                    Some((before, limit)) if *before == gone => limit,
+                    waiting => {
+                        let limit = Box::pin(sleep_until(Instant::now() + WRITE_LIMIT));
+                        &mut waiting.insert((gone, limit)).1
+                    }
+                };
+                if limit.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Err(WireError::Unread));
+                }
+            }
+            let next = Pin::new(&mut self.framed).poll_next(context);
+            next.map(|next| next.transpose().map_err(WireError::from))
+        })
+        .await
     }
 
-    /// Adds a frame to what the next [`flush`](Self::flush) sends; sends by itself once much has gathered.
+    /// Returns whether the peer reads fast enough for more to be fed; [`read`](Self::read) and [`flush`](Self::flush) make room.
+    pub fn has_room(&self) -> bool {
+        self.framed.write_buffer().len() < OUTGOING
+    }
+
+    /// Adds a frame to what the next [`flush`](Self::flush) or [`read`](Self::read) sends.
     pub async fn feed(&mut self, frame: Bytes) -> Result<(), WireError> {
+        self.fed = self.fed.wrapping_add(size_of::<u32>() + frame.len());
         bounded(self.framed.feed(frame)).await
     }
 

@@ -18,14 +18,17 @@ use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 use xman_common::{
     codec::{self, CodecError},
-    name::{DomainName, DomainRef, HostName, Principal},
+    name::{DomainName, DomainRef, HostName, Principal, Tag},
     protocol::{
-        About, Ask, Call, CallHeader, Code, Create, Define, Describe, Dmesg, DomainRow,
-        DomainState, Effect, Explain, ExplainOther, ExplainStep, Explanation, Fault, FromCaller,
-        FromHost, Hello, HostInfo, HypervisorInfo, Identity, Info, Item, JobList, JobRow, JobState,
-        List, MAX_PATTERN, MAX_PATTERNS, MAX_XML, MemSet, Metadata, Migrate, OnDomain, OnJob,
-        Progress, Reply, Request, SetClass, SetLabels, SetOwners, Start, Undefine, VcpuSet, Verb,
-        Welcome, Whoami,
+        About, Ask, Attach, Attached, Autostart, Call, CallHeader, Code, Console, ConsoleNews,
+        Create, Cursor, Define, Describe, Detach, Device, Disk, DiskFormat, Dmesg, DomainRow,
+        DomainState, Effect, EventRow, Events, Explain, ExplainOther, ExplainStep, Explanation,
+        Fault, FromCaller, FromHost, Gap, Happening, Hello, HostInfo, HypervisorInfo,
+        HypervisorTrouble, Identity, ImageRow, Images, Info, Interface, Item, JobList, JobRow,
+        JobState, Link, List, MAX_PATTERN, MAX_PATTERNS, MAX_XML, MemSet, Metadata, Migrate,
+        MigrateIn, OnDomain, OnImage, OnJob, OnPermit, Permit, Progress, Rename, Reply, Request,
+        RestoreFrom, SaveTo, SetClass, SetLabels, SetOwners, Settle, Settlement, Start, Undefine,
+        VcpuSet, Verb, Way, Welcome, Whoami,
     },
     wire::MAX_SEALED,
 };
@@ -80,10 +83,26 @@ fn arguments(request: &Request) -> Sample {
         Request::Create(arguments) => typed(request, arguments),
         Request::Define(arguments) => typed(request, arguments),
         Request::Undefine(arguments) => typed(request, arguments),
-        Request::Start(arguments) => typed(request, arguments),
+        Request::Start(arguments) | Request::Restore(arguments) => typed(request, arguments),
+        Request::SaveTo(arguments) => typed(request, arguments),
+        Request::Images(arguments) => typed(request, arguments),
+        Request::RestoreFrom(arguments) => typed(request, arguments),
+        Request::DiscardImage(arguments) => typed(request, arguments),
+        Request::Autostart(arguments) => typed(request, arguments),
+        Request::Rename(arguments) => typed(request, arguments),
+        Request::Attach(arguments) => typed(request, arguments),
+        Request::Detach(arguments) => typed(request, arguments),
+        Request::Console(arguments) => typed(request, arguments),
+        Request::Events(arguments) => typed(request, arguments),
+        Request::MigrateIn(arguments) => typed(request, arguments),
+        Request::Carry(arguments) => typed(request, arguments),
+        Request::Settle(arguments) => typed(request, arguments),
         Request::Destroy(arguments)
         | Request::Pause(arguments)
         | Request::Unpause(arguments)
+        | Request::Save(arguments)
+        | Request::DiscardSaved(arguments)
+        | Request::Reset(arguments)
         | Request::MigrateAbort(arguments) => typed(request, arguments),
         Request::Reboot(arguments) | Request::Shutdown(arguments) => typed(request, arguments),
         Request::MemSet(arguments) => typed(request, arguments),
@@ -121,6 +140,21 @@ fn by_name() -> DomainRef {
 
 fn alice() -> Principal {
     "alice@EX.ORG".parse().unwrap()
+}
+
+fn permit() -> Permit {
+    Permit(std::array::from_fn(|at| u8::try_from(at).unwrap()))
+}
+
+fn nightly() -> Tag {
+    "nightly".parse().unwrap()
+}
+
+fn cursor() -> Cursor {
+    Cursor {
+        book: call(),
+        number: 17,
+    }
 }
 
 /// Requests for every verb: who adds one is made to add it here.
@@ -219,12 +253,17 @@ fn requests() -> Vec<Request> {
                 destination: "skirit81".parse::<HostName>().unwrap(),
                 bandwidth: None,
                 downtime_ms: None,
+                way: Way::Direct,
             }),
             Request::Migrate(Migrate {
                 domain: by_uuid(),
                 destination: "skirit81".parse::<HostName>().unwrap(),
                 bandwidth: Some(100),
                 downtime_ms: Some(300),
+                way: Way::Channel {
+                    port: 9626,
+                    permit: permit(),
+                },
             }),
         ],
         Verb::MigrateAbort => vec![Request::MigrateAbort(OnDomain { domain: by_uuid() })],
@@ -259,6 +298,93 @@ fn requests() -> Vec<Request> {
                     principal: alice(),
                     action: "act-for".to_owned(),
                     about,
+                })
+            })
+            .into(),
+        Verb::Save => vec![Request::Save(OnDomain { domain: by_uuid() })],
+        Verb::Restore => vec![Request::Restore(Start {
+            domain: by_uuid(),
+            paused: false,
+        })],
+        Verb::DiscardSaved => vec![Request::DiscardSaved(OnDomain { domain: by_uuid() })],
+        Verb::SaveTo => vec![Request::SaveTo(SaveTo {
+            domain: by_uuid(),
+            image: nightly(),
+        })],
+        Verb::Images => vec![Request::Images(Images {})],
+        Verb::RestoreFrom => vec![Request::RestoreFrom(RestoreFrom {
+            image: nightly(),
+            paused: true,
+        })],
+        Verb::DiscardImage => vec![Request::DiscardImage(OnImage { image: nightly() })],
+        Verb::Autostart => vec![Request::Autostart(Autostart {
+            domain: by_uuid(),
+            on: true,
+        })],
+        Verb::Reset => vec![Request::Reset(OnDomain { domain: by_uuid() })],
+        Verb::Rename => vec![Request::Rename(Rename {
+            domain: by_uuid(),
+            name: "web2".parse().unwrap(),
+        })],
+        Verb::Attach => [
+            Device::Disk(Disk {
+                source: "/srv/images/data.qcow2".to_owned(),
+                target: Some("vdb".parse().unwrap()),
+                format: DiskFormat::Qcow2,
+                read_only: true,
+                shareable: false,
+                cdrom: false,
+            }),
+            Device::Interface(Interface {
+                link: Link::Bridge("br0".parse().unwrap()),
+                mac: Some("52:54:00:12:34:56".parse().unwrap()),
+                model: None,
+            }),
+        ]
+        .map(|device| {
+            Request::Attach(Attach {
+                domain: by_uuid(),
+                device,
+                config: true,
+            })
+        })
+        .into(),
+        Verb::Detach => [
+            Attached::Disk("vdb".parse().unwrap()),
+            Attached::Interface("52:54:00:12:34:56".parse().unwrap()),
+        ]
+        .map(|device| {
+            Request::Detach(Detach {
+                domain: by_uuid(),
+                device,
+                config: false,
+            })
+        })
+        .into(),
+        Verb::Console => vec![Request::Console(Console {
+            domain: by_uuid(),
+            force: true,
+        })],
+        Verb::Events => vec![
+            Request::Events(Events::default()),
+            Request::Events(Events {
+                patterns: vec!["grid-*".to_owned()],
+                since: Some(cursor()),
+                follow: true,
+            }),
+        ],
+        Verb::MigrateIn => vec![Request::MigrateIn(MigrateIn {
+            uuid: uuid(),
+            name: web(),
+            source: "xman/skirit80@EX.ORG".parse().unwrap(),
+            memory_kib: 2_097_152,
+        })],
+        Verb::Carry => vec![Request::Carry(OnPermit { permit: permit() })],
+        Verb::Settle => [Settlement::Run, Settlement::Keep, Settlement::Drop]
+            .map(|settlement| {
+                Request::Settle(Settle {
+                    permit: permit(),
+                    settlement,
                 })
             })
             .into(),
@@ -350,6 +476,10 @@ fn from_host() -> Vec<FromHost> {
             until: 1_700_072_000,
         },
         FromHost::Closing(Fault::new(Code::Expired, "the ticket has ended")),
+        FromHost::Room {
+            call: call(),
+            bytes: 65_536,
+        },
     ]
 }
 
@@ -411,6 +541,7 @@ fn replies() -> Vec<Reply> {
                 wants: vec!["alice@EX.ORG stands in a line of /root/.k5login".to_owned()],
             }],
         }),
+        Reply::Permitted(permit()),
     ]
 }
 
@@ -419,6 +550,48 @@ fn items() -> Vec<Item> {
         Item::Domain(row(None)),
         Item::Text("řádek\n".to_owned()),
         Item::Job(job(None, Some(progress(None)))),
+        Item::Trouble(HypervisorTrouble {
+            hypervisor: "lxc:///system".to_owned(),
+            why: "libvirt does not answer".to_owned(),
+        }),
+        Item::Image(ImageRow {
+            image: nightly(),
+            domain: web(),
+            uuid: uuid(),
+            hypervisor: "qemu:///system".to_owned(),
+            bytes: 268_435_456,
+            saved_ms: 1_700_000_000_000,
+        }),
+        Item::Bytes(b"login: ".to_vec()),
+        Item::Console(ConsoleNews::Attached {
+            keyboard: alice(),
+            is_mine: true,
+            others: vec!["bob@EX.ORG".parse().unwrap()],
+        }),
+        Item::Console(ConsoleNews::Joined(alice())),
+        Item::Console(ConsoleNews::Left(alice())),
+        Item::Console(ConsoleNews::Keyboard {
+            principal: alice(),
+            is_mine: false,
+        }),
+        Item::Console(ConsoleNews::Lost(4096)),
+        Item::Event(EventRow {
+            cursor: cursor(),
+            at_ms: 1_700_000_000_000,
+            hypervisor: "qemu:///system".to_owned(),
+            name: web(),
+            uuid: uuid(),
+            what: Happening::Started,
+            detail: "booted".to_owned(),
+            state: DomainState::Running,
+        }),
+        Item::Cursor(cursor()),
+        Item::Gap(Gap {
+            cursor: cursor(),
+            at_ms: 1_700_000_000_000,
+            hypervisor: String::new(),
+            why: "xmand was started anew".to_owned(),
+        }),
     ]
 }
 
@@ -441,6 +614,8 @@ fn row(id: Option<u32>) -> DomainRow {
         cpu_time_ns: 123_456_789_000,
         autostart: false,
         persistent: true,
+        saved: id.is_none(),
+        since_ms: id.map(|_| 1_700_000_000_000),
         metadata: Metadata {
             owners: [alice()].into(),
             class: Some("grid".parse().unwrap()),
@@ -623,6 +798,7 @@ fn the_page_on_the_protocol_knows_every_verb_code_and_state_and_its_examples_are
     for verb in Verb::ALL {
         let effect = match verb.effect() {
             Effect::Read => "read",
+            Effect::Stream => "stream",
             Effect::Change => "change",
         };
         let row = format!("| {} | `{verb}` | {effect}", verb.code());
@@ -631,6 +807,10 @@ fn the_page_on_the_protocol_knows_every_verb_code_and_state_and_its_examples_are
     for code in CODES {
         let row = format!("| {} | `{code}` |", code as u32);
         assert!(page.contains(&row), "{row}");
+    }
+    for what in Happening::ALL {
+        let named = format!("{} {what}", *what as u32);
+        assert!(page.contains(&named), "{named}");
     }
     for state in DomainState::ALL {
         let named = format!("{} {state}", *state as u32);
