@@ -9,6 +9,7 @@ use std::{
 
 use tokio::{
     net::{TcpStream, lookup_host},
+    sync::mpsc,
     task,
     time::{Instant, sleep_until, timeout, timeout_at},
 };
@@ -18,8 +19,8 @@ use xman_common::{
     gss::{self, GssError, Initiator, Step},
     name::{HostName, Principal},
     protocol::{
-        Call, CallHeader, Code, Fault, FromCaller, FromHost, Hello, Item, Progress, Reply, Request,
-        Welcome,
+        Call, CallHeader, Code, Fault, FromCaller, FromHost, Hello, INPUT_WINDOW, Item, MAX_INPUT,
+        Progress, Reply, Request, Welcome,
     },
     wire::MAX_SEALED,
 };
@@ -42,6 +43,14 @@ const NEWER: Duration = Duration::from_secs(30);
 const RENEWAL_LIMIT: Duration = Duration::from_secs(10);
 /// What a call's header may take of a sealed frame, in bytes.
 const HEADER_ROOM: usize = 2 * 1024;
+
+/// [`MAX_INPUT`], as the window counts.
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "64 KiB fit, and the compiler sees it"
+)]
+const WHOLE_INPUT: u32 = MAX_INPUT as u32;
+const _: () = assert!(WHOLE_INPUT as usize == MAX_INPUT);
 
 /// What a connection may cost.
 #[derive(Clone, Debug)]
@@ -255,9 +264,22 @@ impl Client {
         &mut self,
         request: &Request,
         options: &CallOptions,
+        events: impl FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<Reply, CallError> {
+        self.converse(request, options, &mut None, events).await
+    }
+
+    /// Makes a call that is a stream, as [`call`](Self::call) does, and sends what comes through `input`, in pieces of at most [`MAX_INPUT`]
+    /// bytes, as fast as the host takes it; once `input` is closed the host is told that no more will come.
+    pub async fn converse(
+        &mut self,
+        request: &Request,
+        options: &CallOptions,
+        input: &mut Option<mpsc::Receiver<Vec<u8>>>,
         mut events: impl FnMut(Event) -> ControlFlow<()>,
     ) -> Result<Reply, CallError> {
         self.send(request, options).await?;
+        let mut window = INPUT_WINDOW;
         let mut heard = Instant::now();
         let mut cancelled: Option<Instant> = None;
         loop {
@@ -271,8 +293,20 @@ impl Client {
                 .ticket
                 .watch
                 .map_or(patience, |watch| watch.min(patience));
+            let may_send = window >= WHOLE_INPUT && self.channel.has_room();
             let message = tokio::select! {
                 message = self.channel.receive::<FromHost>() => message,
+                bytes = next(input), if may_send => {
+                    let bytes = bytes.unwrap_or_default();
+                    if bytes.is_empty() {
+                        *input = None;
+                    }
+                    window = window.saturating_sub(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+                    let message = FromCaller::Input { call: options.id, bytes };
+                    let fed = self.channel.feed(&message).await;
+                    fed.map_err(|error| CallError::Lost(Loss::Broken(error)))?;
+                    continue;
+                }
                 () = options.interrupt.raised(), if cancelled.is_none() => {
                     cancelled = Some(self.cancel(options.id).await?);
                     continue;
@@ -306,6 +340,12 @@ impl Client {
                 }
                 Some(FromHost::Progress { call, progress }) if call == options.id => {
                     events(Event::Progress(progress))
+                }
+                Some(FromHost::Room { call, bytes }) => {
+                    if call == options.id {
+                        window = window.saturating_add(bytes);
+                    }
+                    ControlFlow::Continue(())
                 }
                 Some(FromHost::Alive) => events(Event::Alive),
                 // Of a call that was let go.
@@ -430,6 +470,13 @@ impl Client {
         self.ticket.rested = Instant::now() + TICKET_WATCH;
         self.ticket.warned = false;
         Ok(())
+    }
+}
+
+async fn next(input: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
+    match input {
+        Some(input) => input.recv().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -344,6 +344,13 @@ verbs! {
     44 "settle" Settle(Settle) Change;
 }
 
+impl Verb {
+    /// Returns whether the verb is another host's, which shows a [`Permit`] for it: no rule can allow it.
+    pub fn goes_by_permit(self) -> bool {
+        matches!(self, Verb::Carry | Verb::Settle)
+    }
+}
+
 impl fmt::Display for Verb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())

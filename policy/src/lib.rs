@@ -30,7 +30,7 @@ pub mod groups;
 pub mod k5login;
 mod stamp;
 
-/// What policies decide about: every verb of the protocol, and two things that are no calls of their own.
+/// What policies decide about: every verb of the protocol that people call, and two things that are no calls of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// A call.
@@ -44,7 +44,8 @@ pub enum Action {
 impl Action {
     /// Returns all of them, verbs first, in the order of their codes.
     pub fn all() -> impl Iterator<Item = Self> {
-        let verbs = Verb::ALL.iter().copied().map(Self::Verb);
+        let verbs = Verb::ALL.iter().copied();
+        let verbs = verbs.filter(|verb| !verb.goes_by_permit()).map(Self::Verb);
         verbs.chain([Self::Own, Self::ActFor])
     }
 
@@ -63,6 +64,62 @@ impl Action {
             Self::Verb(verb) => verb.effect(),
             Self::Own => Effect::Change,
             Self::ActFor => Effect::Read,
+        }
+    }
+
+    /// Returns whether the action, where no domain is named, is about the host; the others are then about a domain that is nobody's.
+    pub fn is_about_the_host(self) -> bool {
+        match self {
+            Self::Verb(
+                Verb::Whoami
+                | Verb::List
+                | Verb::Info
+                | Verb::Dmesg
+                | Verb::Create
+                | Verb::Define
+                | Verb::JobList
+                | Verb::JobWait
+                | Verb::JobCancel
+                | Verb::Explain
+                | Verb::ExplainOther
+                | Verb::Images
+                | Verb::RestoreFrom
+                | Verb::DiscardImage
+                | Verb::Events
+                | Verb::MigrateIn
+                | Verb::Carry
+                | Verb::Settle,
+            ) => true,
+            Self::Verb(
+                Verb::Describe
+                | Verb::DescribeSecrets
+                | Verb::Undefine
+                | Verb::Start
+                | Verb::Destroy
+                | Verb::Reboot
+                | Verb::Shutdown
+                | Verb::Pause
+                | Verb::Unpause
+                | Verb::MemSet
+                | Verb::VcpuSet
+                | Verb::Migrate
+                | Verb::MigrateAbort
+                | Verb::Owner
+                | Verb::Label
+                | Verb::Class
+                | Verb::Save
+                | Verb::Restore
+                | Verb::DiscardSaved
+                | Verb::SaveTo
+                | Verb::Autostart
+                | Verb::Reset
+                | Verb::Rename
+                | Verb::Attach
+                | Verb::Detach
+                | Verb::Console,
+            )
+            | Self::Own
+            | Self::ActFor => false,
         }
     }
 }
@@ -449,6 +506,9 @@ impl Chain {
 /// What a backend's opinion comes to; nothing where the next is to be asked.
 fn verdict(backend: &dyn Authorizer, query: &Query<'_>, opinion: Opinion) -> Option<Verdict> {
     match opinion {
+        Opinion::Allow { .. } if matches!(query.action, Action::Verb(verb) if verb.goes_by_permit()) => Some(Verdict::Deny(Reason(
+            "it is for another host that shows a permit".to_owned(),
+        ))),
         Opinion::Allow {
             administrator: false,
             ..
@@ -510,7 +570,7 @@ fn failed() -> Opinion {
 }
 
 fn changes_on_stale_facts(query: &Query<'_>) -> bool {
-    query.action.effect() == Effect::Change
+    query.action.effect() != Effect::Read
         && match query.on {
             Subject::Domain(facts) => facts.stale,
             Subject::Host
@@ -670,10 +730,21 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_by_a_permit_is_denied_even_to_administrators() {
+        for &verb in Verb::ALL.iter().filter(|verb| verb.goes_by_permit()) {
+            let all = chain(vec![allow("a", true)]);
+            assert!(matches!(
+                decide(&all, verb, Subject::Host),
+                Verdict::Deny(_)
+            ));
+        }
+    }
+
+    #[test]
     fn with_stale_facts_only_administrators_change_anything() {
         let name = "web".parse().unwrap();
         let metadata = Metadata::default();
-        for &verb in Verb::ALL {
+        for &verb in Verb::ALL.iter().filter(|verb| !verb.goes_by_permit()) {
             for stale in [false, true] {
                 for administrator in [false, true] {
                     let on = Subject::Domain(DomainFacts {

@@ -16,22 +16,21 @@ use tokio::{
     sync::mpsc,
     time::{Instant, timeout_at},
 };
-use uuid::Uuid;
 use xman_common::{
     name::DomainRef,
-    protocol::{Call, CallHeader, Code, Effect, Fault, Reply, Request, Verb},
+    protocol::{Call, CallHeader, Code, Effect, Fault, Request, Verb},
 };
 use xman_policy::{Grant, Subject, Verdict};
 
 use crate::{
     Host,
-    audit::{Kind, Record, quoted},
+    asked::{Asked, Ending},
+    audit::Kind,
     caller::{Caller, Outcome, Piece},
-    config::AuditNeed,
-    hypervisor::Facts,
-    perform::{self, Work},
+    input::Input,
+    jobs, perform,
     repeat::Claim,
-    store::CallKey,
+    work::Work,
 };
 
 /// How long a call may take that names no deadline.
@@ -47,18 +46,21 @@ pub(crate) fn start(
     call: Call,
     caller: Caller,
     outbox: mpsc::Sender<Piece>,
+    input: Input,
     host: Arc<Host>,
 ) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {
     let verb = Verb::ALL
         .iter()
         .find(|verb| verb.code() == call.header.verb);
     match verb.map(|verb| verb.effect()) {
-        Some(Effect::Read) | None => Box::pin(answer(call, caller, outbox, host)),
+        Some(Effect::Read | Effect::Stream) | None => {
+            Box::pin(answer(call, caller, outbox, input, host))
+        }
         Some(Effect::Change) => {
             let deadline = deadline(&call.header) + LAST_WORD;
-            let is_job = verb == Some(&Verb::Migrate);
+            let is_job = verb.is_some_and(|verb| jobs::is_job(*verb));
             let changes = host.changes.clone();
-            let change = changes.spawn(answer(call, caller, outbox, host));
+            let change = changes.spawn(answer(call, caller, outbox, input, host));
             Box::pin(async move {
                 let change = async { change.await.unwrap_or_else(|_| Err(failed_in_the_middle())) };
                 if is_job {
@@ -77,6 +79,7 @@ async fn answer(
     call: Call,
     caller: Caller,
     outbox: mpsc::Sender<Piece>,
+    input: Input,
     host: Arc<Host>,
 ) -> Outcome {
     let began = Instant::now();
@@ -146,24 +149,38 @@ async fn answer(
         id: header.id,
         hypervisor: header.hypervisor.clone(),
         outbox,
+        input,
         host,
     };
     match request.verb().effect() {
         Effect::Read => {
             let host = Arc::clone(&work.host);
-            let caller = work.caller.clone();
-            let (verb, judged) = (request.verb(), work.facts.clone());
-            let outcome = tokio::select! {
-                outcome = perform::perform(grant, request, work) => outcome,
-                why = host.right_ends(&caller, verb, judged.as_ref()) => Err(why),
-            };
+            let outcome = attended(grant, request, work).await;
             host.audit.note(asked.ended(Kind::Call, &outcome));
+            outcome
+        }
+        Effect::Stream => {
+            let host = Arc::clone(&work.host);
+            asked.begins(&host).await?;
+            let ending = Ending::new(asked, Arc::clone(&host));
+            let outcome = attended(grant, request, work).await;
+            ending.record(&outcome);
             outcome
         }
         Effect::Change => {
             let digest = digest(&header, &body);
             change(grant, request, asked, digest, work).await
         }
+    }
+}
+
+/// Carries out what ends with its session, and ends it when the right to it does.
+async fn attended(grant: Grant, request: Request, work: Work) -> Outcome {
+    let (host, caller) = (Arc::clone(&work.host), work.caller.clone());
+    let (verb, judged) = (request.verb(), work.facts.clone());
+    tokio::select! {
+        outcome = perform::perform(grant, request, work) => outcome,
+        why = host.right_ends(&caller, verb, judged.as_ref()) => Err(why),
     }
 }
 
@@ -190,17 +207,10 @@ async fn change(
         Claim::Mine(claim) => claim,
         Claim::Answered(outcome) => return asked.repeated(&host, outcome),
     };
-    if let Err(unrecorded) = host.audit.write(asked.record(Kind::Begin, "begins")).await {
-        if host.config.audit == AuditNeed::Required {
-            let outcome = Err(Fault::new(
-                Code::Unavailable,
-                format!("nothing was begun: {unrecorded}; tell the host's administrator"),
-            ));
-            claim.settle(&host.store, &outcome).await;
-            host.audit.note(asked.ended(Kind::End, &outcome));
-            return outcome;
-        }
-        tracing::error!(error = %unrecorded, "a change goes on unrecorded, as configured");
+    if let Err(unrecorded) = asked.begins(&host).await {
+        let outcome = Err(unrecorded);
+        claim.settle(&host.store, &outcome).await;
+        return outcome;
     }
     let outcome = perform::perform(grant, request, work).await;
     claim.settle(&host.store, &outcome).await;
@@ -310,170 +320,4 @@ fn digest(header: &CallHeader, body: &[u8]) -> [u8; 32] {
     digest.update([0]);
     digest.update(body);
     digest.finalize().into()
-}
-
-/// What was asked by whom and what was decided, as the audit shows it.
-#[derive(Clone)]
-struct Asked {
-    caller: Caller,
-    on_behalf_of: String,
-    act_for_rule: String,
-    id: Uuid,
-    began: Instant,
-    hypervisor: String,
-    verb: String,
-    domain: String,
-    uuid: String,
-    arguments: String,
-    verdict: &'static str,
-    rule: String,
-}
-
-impl Asked {
-    fn new(caller: &Caller, header: &CallHeader, began: Instant) -> Self {
-        Self {
-            caller: caller.clone(),
-            on_behalf_of: header
-                .on_behalf_of
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            act_for_rule: String::new(),
-            id: header.id,
-            began,
-            hypervisor: header.hypervisor.clone().unwrap_or_default(),
-            verb: format!("#{}", header.verb),
-            domain: String::new(),
-            uuid: String::new(),
-            arguments: String::new(),
-            verdict: "none",
-            rule: String::new(),
-        }
-    }
-
-    fn about(self, request: &Request, facts: Option<&Facts>) -> Self {
-        let named = || {
-            request
-                .domain()
-                .map(ToString::to_string)
-                .unwrap_or_default()
-        };
-        Self {
-            verb: request.verb().name().to_owned(),
-            domain: facts.map_or_else(named, |facts| facts.name.to_string()),
-            uuid: facts
-                .map(|facts| facts.uuid.to_string())
-                .unwrap_or_default(),
-            arguments: perform::arguments(request),
-            ..self
-        }
-    }
-
-    /// From here on the caller acts for somebody else, by this rule.
-    fn acting(self, caller: Caller, act_for_rule: String) -> Self {
-        Self {
-            caller,
-            act_for_rule,
-            ..self
-        }
-    }
-
-    fn allowed(self, grant: &Grant) -> Self {
-        Self {
-            verdict: "allow",
-            rule: grant.rule().to_owned(),
-            ..self
-        }
-    }
-
-    fn denied(self, reason: String) -> Self {
-        Self {
-            verdict: "deny",
-            rule: reason,
-            ..self
-        }
-    }
-
-    fn turned_down(self, host: &Host, fault: Fault) -> Outcome {
-        let outcome = Err(fault);
-        host.audit.note(self.ended(Kind::Call, &outcome));
-        outcome
-    }
-
-    fn repeated(self, host: &Host, outcome: Outcome) -> Outcome {
-        host.audit
-            .note(self.ended(Kind::Call, &outcome).with("repeated", "yes"));
-        outcome
-    }
-
-    fn key(&self) -> CallKey {
-        CallKey {
-            principal: self.caller.proven.principal.to_string(),
-            on_behalf_of: self.on_behalf_of.clone(),
-            id: self.id,
-        }
-    }
-
-    fn record(&self, kind: Kind, what: &str) -> Record {
-        let on = if self.domain.is_empty() {
-            String::new()
-        } else {
-            format!(" {}", quoted(&self.domain))
-        };
-        let rule = match (self.verdict, self.rule.as_str()) {
-            (_, "") => String::new(),
-            ("deny", reason) => format!(" ({reason})"),
-            (_, rule) => format!(" by {rule}"),
-        };
-        let Self {
-            caller,
-            verb,
-            verdict,
-            ..
-        } = self;
-        let behalf = match self.on_behalf_of.as_str() {
-            "" => String::new(),
-            other => format!(" for {}", quoted(other)),
-        };
-        let sentence = format!(
-            "{}{behalf} {verb}{on} from {}: {verdict}{rule}; {what}",
-            quoted(caller.proven.principal.as_str()),
-            caller.address
-        );
-        caller
-            .record(kind, sentence)
-            .with("call", self.id.to_string())
-            .with("verb", verb)
-            .with("domain", &self.domain)
-            .with("uuid", &self.uuid)
-            .with("hypervisor", &self.hypervisor)
-            .with("args", &self.arguments)
-            .with("verdict", verdict)
-            .with("rule", &self.rule)
-            .with("on-behalf-of", &self.on_behalf_of)
-            .with("act-for-rule", &self.act_for_rule)
-    }
-
-    fn ended(&self, kind: Kind, outcome: &Outcome) -> Record {
-        let ms = self.began.elapsed().as_millis();
-        let (word, error) = match outcome {
-            Ok(_) => ("ok", ""),
-            Err(fault) => (fault.code.name(), fault.message.as_str()),
-        };
-        let what = format!("{word} in {ms} ms");
-        let record = match outcome {
-            // What came with its XML has its name only now.
-            Ok(Reply::Domain(row)) if self.domain.is_empty() => Self {
-                domain: row.name.to_string(),
-                uuid: row.uuid.to_string(),
-                ..self.clone()
-            }
-            .record(kind, &what),
-            _ => self.record(kind, &what),
-        };
-        record
-            .with("outcome", word)
-            .with("ms", ms.to_string())
-            .with("error", error)
-    }
 }

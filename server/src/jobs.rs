@@ -5,14 +5,20 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
-use xman_common::protocol::{Code, Fault, JobRow, JobState, Progress};
+use xman_common::{
+    name::DomainRef,
+    protocol::{Code, Fault, JobRow, JobState, Progress, Verb},
+};
+use xman_policy::{Grant, Subject, Verdict};
 
 use crate::{
+    caller::Piece,
     clock::now_ms,
-    hypervisor::Facts,
+    hypervisor::{Facts, Target},
     store::{Store, StoreError},
+    work::Work,
 };
 
 /// What the store says of jobs that an xmand left behind when it ended.
@@ -101,6 +107,116 @@ impl Jobs {
     fn running(&self) -> std::sync::MutexGuard<'_, HashMap<Uuid, Running>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns whether a verb's work can take long, and is waited for as long as it takes.
+pub(crate) fn is_job(verb: Verb) -> bool {
+    matches!(verb, Verb::Migrate | Verb::Save | Verb::SaveTo)
+}
+
+/// Carries out a call as a job: its caller may hang up, others may follow it.
+pub(crate) async fn begin<W: Future<Output = Result<(), Fault>>>(
+    work: &Work,
+    verb: Verb,
+    detail: String,
+    doing: impl FnOnce(Target, watch::Sender<Option<Progress>>) -> W,
+) -> Result<JobRow, Fault> {
+    let host = &work.host;
+    let target = work.target(verb)?;
+    let facts = target.facts.clone();
+    let row = JobRow {
+        id: work.id,
+        principal: work.caller.person.principal.clone(),
+        verb: verb.to_string(),
+        domain: facts.name.clone(),
+        uuid: facts.uuid,
+        detail,
+        state: JobState::Running,
+        result: String::new(),
+        began_ms: now_ms(),
+        ended_ms: None,
+        progress: None,
+    };
+    let done = host.jobs.run(&host.store, row, facts, |progress| async {
+        let watched = progress.subscribe();
+        let doing = doing(target, progress);
+        tokio::pin!(doing);
+        tokio::select! {
+            done = &mut doing => done,
+            () = pass_on(watched, work) => doing.await,
+        }
+    });
+    done.await
+}
+
+/// Sends progress as long as somebody listens; a caller that hung up is not waited for.
+async fn pass_on(mut progress: watch::Receiver<Option<Progress>>, work: &Work) {
+    while progress.changed().await.is_ok() {
+        let now = progress.borrow_and_update().clone();
+        if let Some(now) = now
+            && let Err(mpsc::error::TrySendError::Closed(_)) =
+                work.outbox.try_send(Piece::Progress(now))
+        {
+            return;
+        }
+    }
+}
+
+pub(crate) async fn follow(grant: &Grant, id: Uuid, work: &Work) -> Result<JobRow, Fault> {
+    let host = &work.host;
+    let may_see = |job: &JobRow| may_see(grant, work, Verb::JobWait, job);
+    if let Some(mut job) = host.jobs.find(id).filter(|job| may_see(&job.row)) {
+        let is_own = is_beginner(work, &job.row);
+        let right_ends = async {
+            if is_own || grant.administrator() {
+                std::future::pending::<()>().await;
+            }
+            host.right_ends(&work.caller, Verb::JobWait, Some(&job.facts))
+                .await
+        };
+        let ended = tokio::select! {
+            ended = job.ended.wait_for(Option::is_some) => ended.ok().and_then(|row| row.clone()),
+            () = async { pass_on(job.progress, work).await; std::future::pending().await } => None,
+            why = right_ends => return Err(why),
+        };
+        if let Some(row) = ended {
+            return Ok(row);
+        }
+    }
+    let jobs = host
+        .jobs
+        .all(&host.store)
+        .await
+        .map_err(|error| Fault::new(Code::Unavailable, error.to_string()))?;
+    jobs.into_iter()
+        .find(|job| job.id == id && may_see(job))
+        .ok_or_else(|| no_such_job(id))
+}
+
+/// A job is its beginner's, the administrators', and theirs who may do the verb to its domain.
+pub(crate) fn may_see(grant: &Grant, work: &Work, verb: Verb, job: &JobRow) -> bool {
+    let may = || {
+        let facts = work
+            .host
+            .hypervisors
+            .find(&DomainRef::Uuid(job.uuid), None)?;
+        let verdict = work
+            .host
+            .may(&work.caller, verb, Subject::Domain((&facts).into()));
+        matches!(verdict, Verdict::Allow(_)).then_some(())
+    };
+    grant.administrator() || is_beginner(work, job) || may().is_some()
+}
+
+pub(crate) fn is_beginner(work: &Work, job: &JobRow) -> bool {
+    job.principal == work.caller.person.principal
+}
+
+pub(crate) fn no_such_job(id: Uuid) -> Fault {
+    Fault::new(
+        Code::NotFound,
+        format!("there is no job {id} here that is yours; `rxm job list` shows those there are"),
+    )
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 //!
 //! A request's way: [`listen`] -> [`session`] -> [`call`] -> policy -> [`perform`] -> [`hypervisor`]. This file starts and stops.
 
+mod answers;
+mod asked;
 mod audit;
 mod call;
 mod caller;
@@ -11,6 +13,7 @@ mod dmesg;
 mod door;
 mod expect;
 mod hypervisor;
+mod input;
 mod jobs;
 mod listen;
 mod people;
@@ -19,6 +22,7 @@ mod repeat;
 mod rights;
 mod session;
 mod store;
+mod work;
 
 use std::{
     ffi::OsStr,

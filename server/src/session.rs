@@ -38,6 +38,7 @@ use crate::{
     caller::{Caller, Outcome, Piece},
     clock::seconds,
     door::{Entrance, Seat},
+    input::{self, Feed},
 };
 
 /// A sign of life while a call takes long.
@@ -166,12 +167,21 @@ struct Running {
     verb: Option<Verb>,
     work: Pin<Box<dyn Future<Output = Outcome> + Send>>,
     outbox: mpsc::Receiver<Piece>,
+    /// Of a stream.
+    feed: Feed,
+}
+
+impl Running {
+    fn effect(&self) -> Option<Effect> {
+        self.verb.map(Verb::effect)
+    }
 }
 
 enum Next {
     Received(Result<Option<FromCaller>, ChannelError>),
     Piece(Piece),
     Done(Outcome),
+    Room(u32),
     Tick,
     Deadline,
     Stopping,
@@ -250,12 +260,13 @@ impl Session {
             let deadline = self.next_deadline();
             let next = {
                 let (channel, running) = (&mut self.channel, &mut self.running);
+                let has_room = channel.has_room();
                 tokio::select! {
                     biased; // no flood, in or out, puts off the ticket's end
                     () = sleep_until(deadline) => Next::Deadline,
                     () = stopping.cancelled(), if !stopped => Next::Stopping,
+                    next = next(running), if has_room => next,
                     received = channel.receive() => Next::Received(received),
-                    piece = piece(running) => piece,
                     _ = alive.tick() => Next::Tick,
                 }
             };
@@ -265,7 +276,11 @@ impl Session {
                 Next::Received(Err(error)) => return Err(error),
                 Next::Piece(piece) => self.pass_on(piece).await?,
                 Next::Done(outcome) => self.finish(outcome).await?,
-                Next::Tick if self.running.is_some() => self.channel.send(&FromHost::Alive).await?,
+                Next::Room(bytes) => self.make_room(bytes).await?,
+                // Who has not read what was sent so far needs no sign of life.
+                Next::Tick if self.running.is_some() && self.channel.has_room() => {
+                    self.channel.feed(&FromHost::Alive).await?;
+                }
                 Next::Tick => {}
                 Next::Stopping => self.stop().await?,
                 Next::Deadline => {
@@ -283,17 +298,25 @@ impl Session {
         }
         if let Some(call) = self.waiting.pop_front() {
             let (sender, outbox) = mpsc::channel(OUTBOX);
+            let (feed, input) = input::pair();
             let verb = Verb::ALL
                 .iter()
                 .copied()
                 .find(|verb| verb.code() == call.header.verb);
             let id = call.header.id;
-            let work = call::start(call, self.caller.clone(), sender, Arc::clone(&self.host));
+            let work = call::start(
+                call,
+                self.caller.clone(),
+                sender,
+                input,
+                Arc::clone(&self.host),
+            );
             self.running = Some(Running {
                 id,
                 verb,
                 work,
                 outbox,
+                feed,
             });
         }
     }
@@ -306,7 +329,7 @@ impl Session {
                     format!("more than {MAX_CALLS_AHEAD} calls sent ahead on one connection"),
                 );
                 self.channel
-                    .send(&FromHost::Done {
+                    .feed(&FromHost::Done {
                         call: call.header.id,
                         outcome: Err(fault),
                     })
@@ -320,9 +343,33 @@ impl Session {
             FromCaller::Cancel { call } => self.cancel(call).await,
             FromCaller::Renew { token, until } => self.renew(token, until).await,
             FromCaller::Hello(_) => Err(ChannelError::Broken("a second Hello")),
-            FromCaller::Input { .. } => {
+            FromCaller::Input { call, bytes } => self.put(call, bytes),
+        }
+    }
+
+    fn put(&mut self, call: Uuid, bytes: Vec<u8>) -> Result<(), ChannelError> {
+        match &mut self.running {
+            Some(running) if running.id == call && running.effect() == Some(Effect::Stream) => {
+                running.feed.put(bytes).map_err(ChannelError::Broken)
+            }
+            Some(running) if running.id == call => {
                 Err(ChannelError::Broken("input for a call that takes none"))
             }
+            Some(_) | None if self.waiting.iter().any(|waiting| waiting.header.id == call) => {
+                Err(ChannelError::Broken("input for a call that has not begun"))
+            }
+            Some(_) | None => Ok(()), // its outcome is on its way already
+        }
+    }
+
+    async fn make_room(&mut self, bytes: u32) -> Result<(), ChannelError> {
+        match &self.running {
+            Some(Running { id: call, .. }) => {
+                self.channel
+                    .feed(&FromHost::Room { call: *call, bytes })
+                    .await
+            }
+            None => Ok(()),
         }
     }
 
@@ -340,16 +387,7 @@ impl Session {
             };
             self.channel.feed(&message).await?;
         }
-        // The outcome usually follows at once and goes out with it.
-        let is_instant = self
-            .running
-            .as_ref()
-            .is_some_and(|running| running.verb == Some(Verb::List));
-        if is_instant {
-            Ok(())
-        } else {
-            self.channel.flush().await
-        }
+        Ok(())
     }
 
     async fn finish(&mut self, outcome: Outcome) -> Result<(), ChannelError> {
@@ -357,7 +395,7 @@ impl Session {
         match self.running.take() {
             Some(running) => {
                 self.channel
-                    .send(&FromHost::Done {
+                    .feed(&FromHost::Done {
                         call: running.id,
                         outcome,
                     })
@@ -378,7 +416,7 @@ impl Session {
             let fault = Fault::new(Code::Busy, "cancelled before it began");
             return self
                 .channel
-                .send(&FromHost::Done {
+                .feed(&FromHost::Done {
                     call,
                     outcome: Err(fault),
                 })
@@ -387,12 +425,12 @@ impl Session {
         let Some(running) = self.running.as_ref().filter(|running| running.id == call) else {
             return Ok(()); // its outcome is on its way already
         };
-        let fault = match running.verb.map(Verb::effect) {
+        let fault = match running.effect() {
             Some(Effect::Change) => Fault::new(
                 Code::Unknown,
                 "let go: what has begun goes on; the same id asks what came of it",
             ),
-            Some(Effect::Read) | None => Fault::new(Code::Busy, "cancelled"),
+            Some(Effect::Read | Effect::Stream) | None => Fault::new(Code::Busy, "cancelled"),
         };
         self.finish(Err(fault)).await
     }
@@ -406,7 +444,7 @@ impl Session {
         self.caller.until = sooner(context.until(), until);
         self.warned = false;
         self.channel
-            .send(&FromHost::Renewed {
+            .feed(&FromHost::Renewed {
                 token,
                 until: seconds(self.caller.until),
             })
@@ -425,12 +463,11 @@ impl Session {
                 })
                 .await?;
         }
-        self.channel.flush().await?;
-        let is_read = self
-            .running
-            .as_ref()
-            .is_some_and(|running| running.verb.map(Verb::effect) != Some(Effect::Change));
-        if is_read {
+        // What is carried for another host is part of a change there.
+        let goes_on = self.running.as_ref().is_none_or(|running| {
+            running.effect() == Some(Effect::Change) || running.verb == Some(Verb::Carry)
+        });
+        if !goes_on {
             self.finish(Err(Fault::new(Code::Unavailable, "xmand is stopping")))
                 .await?;
         }
@@ -465,7 +502,7 @@ impl Session {
         if !self.warned && left <= EXPIRY_WARNING {
             self.warned = true;
             let seconds = u32::try_from(left.as_secs()).unwrap_or(u32::MAX);
-            self.channel.send(&FromHost::Expiring { seconds }).await?;
+            self.channel.feed(&FromHost::Expiring { seconds }).await?;
         }
         if self.running.is_none() && self.last_call.elapsed() >= self.host.config.limits.idle {
             return Ok(Some(Fault::new(
@@ -489,11 +526,12 @@ fn warning(left: Duration) -> Duration {
     EXPIRY_WARNING.min(left)
 }
 
-async fn piece(running: &mut Option<Running>) -> Next {
+async fn next(running: &mut Option<Running>) -> Next {
     match running {
         None => std::future::pending().await,
         Some(running) => tokio::select! {
             biased;
+            bytes = running.feed.room() => Next::Room(bytes),
             Some(piece) = running.outbox.recv() => Next::Piece(piece),
             outcome = &mut running.work => match running.outbox.try_recv() {
                 // Pieces sent just before the end come first; the outcome is kept for the next turn.

@@ -226,7 +226,12 @@ fn the_schema_puts_each_action_to_what_the_server_asks_it_about() {
             Action::Own => &["Domain"],
             Action::ActFor => &["User"],
             Action::Verb(verb) => match verb {
-                Verb::Whoami | Verb::Info | Verb::Explain | Verb::ExplainOther => &["Host"],
+                Verb::Whoami
+                | Verb::Info
+                | Verb::Explain
+                | Verb::ExplainOther
+                | Verb::DiscardImage
+                | Verb::MigrateIn => &["Host"],
                 // on the host first, then for each row, job, or domain of the XML; the hypervisor's messages, and a domain's
                 Verb::List
                 | Verb::JobList
@@ -234,7 +239,11 @@ fn the_schema_puts_each_action_to_what_the_server_asks_it_about() {
                 | Verb::JobCancel
                 | Verb::Dmesg
                 | Verb::Create
-                | Verb::Define => &["Host", "Domain"],
+                | Verb::Define
+                | Verb::Attach
+                | Verb::RestoreFrom
+                | Verb::Images
+                | Verb::Events => &["Host", "Domain"],
                 Verb::Describe
                 | Verb::DescribeSecrets
                 | Verb::Undefine
@@ -250,7 +259,17 @@ fn the_schema_puts_each_action_to_what_the_server_asks_it_about() {
                 | Verb::MigrateAbort
                 | Verb::Owner
                 | Verb::Label
-                | Verb::Class => &["Domain"],
+                | Verb::Class
+                | Verb::Save
+                | Verb::Restore
+                | Verb::DiscardSaved
+                | Verb::SaveTo
+                | Verb::Autostart
+                | Verb::Reset
+                | Verb::Rename
+                | Verb::Detach
+                | Verb::Console => &["Domain"],
+                Verb::Carry | Verb::Settle => unreachable!("they go by a permit"),
             },
         };
         assert_eq!(together[action.name()], expected, "{action}");

@@ -22,6 +22,7 @@ use xman_common::{
 use xman_policy::Lease;
 
 use super::{Facts, hostname, metadata};
+use crate::clock::now_ms;
 
 /// How long libvirt may owe an answer before its rows are marked.
 pub(super) const SILENCE: Duration = Duration::from_secs(5);
@@ -43,6 +44,8 @@ pub(super) struct Reading {
     pub(super) cpu_time_ns: u64,
     pub(super) autostart: bool,
     pub(super) persistent: bool,
+    /// Whether libvirt keeps an image of its memory.
+    pub(super) saved: bool,
     /// Its owners, class and labels, or why they cannot be read.
     pub(super) metadata: Arc<Result<Metadata, String>>,
 }
@@ -95,6 +98,8 @@ type Key = (DomainName, usize, Uuid);
 struct Record {
     reading: Reading,
     lease: Option<Arc<Lease>>,
+    /// Since when it is in its state, in milliseconds since 1970, where that was seen.
+    since_ms: Option<u64>,
     /// When the reading began.
     began: Instant,
     revision: u64,
@@ -503,6 +508,11 @@ impl Memory {
         });
         let old = self.names.get(&(hypervisor, uuid)).cloned();
         let mut record = Record::new(reading, began);
+        let is_new = self
+            .hosts
+            .get(hypervisor)
+            .is_some_and(|host| host.read.is_some());
+        record.since_ms = is_new.then(now_ms);
         if let Some(old_name) = old {
             let old_key = (old_name, hypervisor, uuid);
             match self.records.remove(&old_key) {
@@ -512,6 +522,11 @@ impl Memory {
                 }
                 Some(older) => {
                     record.reboots = older.reboots;
+                    record.since_ms = if older.reading.state == record.reading.state {
+                        older.since_ms
+                    } else {
+                        Some(now_ms())
+                    };
                     if record.is_to_a_verdict_as(&older) {
                         record.revision = older.revision;
                     }
@@ -547,6 +562,7 @@ impl Record {
         Self {
             lease: readable.and_then(metadata::lease).map(Arc::new),
             reading,
+            since_ms: None,
             began,
             revision: 0,
             reboots: 0,
@@ -575,12 +591,11 @@ impl Record {
     }
 
     fn row(&self, uri: &str, stale: bool, now: Instant) -> DomainRow {
-        row(
-            &self.reading,
-            uri,
-            milliseconds(now.saturating_duration_since(self.began)),
-            stale,
-        )
+        let age_ms = milliseconds(now.saturating_duration_since(self.began));
+        DomainRow {
+            since_ms: self.since_ms,
+            ..row(&self.reading, uri, age_ms, stale)
+        }
     }
 }
 
@@ -610,6 +625,8 @@ pub(super) fn row(reading: &Reading, uri: &str, age_ms: u64, stale: bool) -> Dom
         cpu_time_ns: reading.cpu_time_ns,
         autostart: reading.autostart,
         persistent: reading.persistent,
+        saved: reading.saved,
+        since_ms: None,
         metadata: reading.metadata.as_ref().clone().unwrap_or_default(),
         metadata_trouble: reading
             .metadata
@@ -656,6 +673,7 @@ mod tests {
             cpu_time_ns: 0,
             autostart: false,
             persistent: true,
+            saved: false,
             metadata: Arc::new(Ok(Metadata::default())),
         }
     }

@@ -164,6 +164,9 @@ pub(super) fn one(domain: &Domain, memory: (&Inventory, usize)) -> Result<Option
     if domain.autostart().unwrap_or(false) {
         marks.autostart.insert(uuid);
     }
+    if domain.has_managed_save(0).unwrap_or(false) {
+        marks.saved.insert(uuid);
+    }
     read(
         domain,
         (uuid, name),
@@ -208,6 +211,7 @@ fn read(
         },
         autostart: marks.autostart.contains(&uuid),
         persistent: !marks.transient.contains(&uuid),
+        saved: marks.saved.contains(&uuid),
         metadata: Arc::new(metadata),
     })
 }
@@ -358,6 +362,7 @@ impl Sizes {
 struct Marks {
     transient: HashSet<Uuid>,
     autostart: HashSet<Uuid>,
+    saved: HashSet<Uuid>,
 }
 
 impl Marks {
@@ -373,6 +378,7 @@ impl Marks {
         Ok(Self {
             transient: list(sys::VIR_CONNECT_LIST_DOMAINS_TRANSIENT)?,
             autostart: list(sys::VIR_CONNECT_LIST_DOMAINS_AUTOSTART)?,
+            saved: list(sys::VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)?,
         })
     }
 }

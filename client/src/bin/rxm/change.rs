@@ -581,7 +581,8 @@ impl<'a> Told<'a> {
             | Reply::Job(_)
             | Reply::Whoami(_)
             | Reply::Info(_)
-            | Reply::Explained(_) => {
+            | Reply::Explained(_)
+            | Reply::Permitted(_) => {
                 json!({ "host": address })
             }
         };
@@ -598,7 +599,8 @@ impl<'a> Told<'a> {
             | Reply::Job(_)
             | Reply::Whoami(_)
             | Reply::Info(_)
-            | Reply::Explained(_) => target.label(),
+            | Reply::Explained(_)
+            | Reply::Permitted(_) => target.label(),
         };
         let printed = match self.setting.output.format {
             Format::Table | Format::Wide => self
@@ -712,7 +714,8 @@ fn sentence(verb: Verb, past: &str, reply: &Reply) -> String {
         | Reply::Job(_)
         | Reply::Whoami(_)
         | Reply::Info(_)
-        | Reply::Explained(_) => past.to_owned(),
+        | Reply::Explained(_)
+        | Reply::Permitted(_) => past.to_owned(),
     }
 }
 
@@ -744,6 +747,8 @@ mod tests {
             cpu_time_ns: 0,
             autostart: false,
             persistent: true,
+            saved: false,
+            since_ms: None,
             metadata: xman_common::protocol::Metadata::default(),
             metadata_trouble: String::new(),
             age_ms: 0,

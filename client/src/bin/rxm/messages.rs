@@ -84,10 +84,10 @@ pub(crate) async fn text(
     let (_, items) = setting.ask(caller, request).await?;
     let mut text = String::new();
     for item in items {
-        match item {
-            Item::Text(piece) => text.push_str(&piece),
-            Item::Domain(_) | Item::Job(_) => return Err(misfit()),
-        }
+        let Item::Text(piece) = item else {
+            return Err(misfit());
+        };
+        text.push_str(&piece);
     }
     Ok(text)
 }
@@ -229,13 +229,12 @@ async fn read(
         .call(request, Uuid::new_v4(), wait, |event| match event {
             Event::Items(items) => {
                 for item in items {
-                    match item {
-                        Item::Text(text) if take(&text).is_continue() => {}
-                        Item::Text(_) => return ControlFlow::Break(()),
-                        Item::Domain(_) | Item::Job(_) => {
-                            fits.set(false);
-                            return ControlFlow::Break(());
-                        }
+                    let Item::Text(text) = item else {
+                        fits.set(false);
+                        return ControlFlow::Break(());
+                    };
+                    if take(&text).is_break() {
+                        return ControlFlow::Break(());
                     }
                 }
                 ControlFlow::Continue(())

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use serde_json::json;
 use uuid::Uuid;
 use xman_client::{Address, Caller, Event, caller::may_have_happened};
-use xman_common::protocol::{Item, JobList, Migrate, Reply, Request, Verb};
+use xman_common::protocol::{Item, JobList, Migrate, Reply, Request, Verb, Way};
 
 use crate::{
     args::MigrateArgs,
@@ -43,6 +43,7 @@ pub(crate) async fn migrate(setting: &Setting, args: MigrateArgs) -> Result<Tall
         destination,
         bandwidth,
         downtime_ms: downtime,
+        way: Way::Direct,
     });
     let mut meter = if detach {
         Meter::silent()
@@ -105,9 +106,9 @@ async fn let_go(
         .ask(caller, &Request::JobList(JobList::default()))
         .await;
     let job = listed.ok().and_then(|(_, items)| {
-        items.into_iter().find_map(|item| match item {
-            Item::Job(job) if job.id == id => Some(job),
-            Item::Job(_) | Item::Domain(_) | Item::Text(_) => None,
+        items.into_iter().find_map(|item| {
+            let Item::Job(job) = item else { return None };
+            (job.id == id).then_some(job)
         })
     });
     let value = job.map_or_else(

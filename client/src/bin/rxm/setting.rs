@@ -338,8 +338,16 @@ fn denial(
 
 fn weight(item: &Item) -> usize {
     match item {
-        Item::Domain(_) | Item::Job(_) => ROW,
         Item::Text(text) => text.len(),
+        Item::Bytes(bytes) => bytes.len(),
+        Item::Domain(_)
+        | Item::Job(_)
+        | Item::Trouble(_)
+        | Item::Image(_)
+        | Item::Console(_)
+        | Item::Event(_)
+        | Item::Cursor(_)
+        | Item::Gap(_) => ROW,
     }
 }
 

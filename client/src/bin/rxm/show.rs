@@ -782,6 +782,8 @@ mod tests {
             cpu_time_ns: 12_345_000_000,
             autostart: true,
             persistent: true,
+            saved: false,
+            since_ms: None,
             metadata: xman_common::protocol::Metadata::default(),
             metadata_trouble: String::new(),
             age_ms: 42_900,

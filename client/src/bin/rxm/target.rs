@@ -319,12 +319,11 @@ pub(crate) async fn rows(
         };
         let (_, items) = setting.ask(caller, &Request::List(list)).await?;
         for item in items {
-            match item {
-                Item::Domain(row) if known.insert((row.uuid, row.hypervisor.clone())) => {
-                    found.push(row)
-                }
-                Item::Domain(_) => {}
-                Item::Text(_) | Item::Job(_) => return Err(misfit()),
+            let Item::Domain(row) = item else {
+                return Err(misfit());
+            };
+            if known.insert((row.uuid, row.hypervisor.clone())) {
+                found.push(row);
             }
         }
     }
@@ -588,6 +587,8 @@ mod tests {
             cpu_time_ns: 0,
             autostart: false,
             persistent: true,
+            saved: false,
+            since_ms: None,
             metadata: xman_common::protocol::Metadata::default(),
             metadata_trouble: String::new(),
             age_ms: 0,

@@ -1,0 +1,118 @@
+//! What a granted call has to work with: who asked, what was judged, how to judge again, and where answers go.
+
+use std::sync::Arc;
+
+use tokio::{sync::mpsc, time::Instant};
+use uuid::Uuid;
+use xman_common::protocol::{Code, Fault, Item, Reply, Verb};
+use xman_policy::{Action, Subject, Verdict};
+
+use crate::{
+    Host,
+    caller::{Caller, Outcome, Piece},
+    hypervisor::{Facts, Judge, NewDomain, Target, XmlJudge},
+    input::Input,
+};
+
+/// Bytes of text in one frame.
+const TEXT_A_FRAME: usize = 32 * 1024;
+
+/// What a call has to work with.
+pub(crate) struct Work {
+    pub(crate) caller: Caller,
+    /// What the verdict rested on, where the request is about a domain.
+    pub(crate) facts: Option<Facts>,
+    pub(crate) deadline: Instant,
+    pub(crate) id: Uuid,
+    pub(crate) hypervisor: Option<String>,
+    pub(crate) outbox: mpsc::Sender<Piece>,
+    /// Of a stream.
+    pub(crate) input: Input,
+    pub(crate) host: Arc<Host>,
+}
+
+impl Work {
+    /// The domain that was judged, with the question to ask again in its lane if it is no longer what it was.
+    pub(crate) fn target(&self, verb: Verb) -> Result<Target, Fault> {
+        match &self.facts {
+            Some(facts) => Ok(Target {
+                facts: facts.clone(),
+                judge: self.judge(verb),
+            }),
+            None => Err(Fault::new(
+                Code::Internal,
+                "a verb on a domain came without one",
+            )),
+        }
+    }
+
+    /// As [`Work::target`], for a verb that with force also does what `destroy` does.
+    pub(crate) fn target_by(&self, verb: Verb, force: bool) -> Result<Target, Fault> {
+        let target = self.target(verb)?;
+        if !force {
+            return Ok(target);
+        }
+        let (asked, plug) = (target.judge, self.judge(Verb::Destroy));
+        Ok(Target {
+            judge: Arc::new(move |facts| asked(facts).and_then(|()| plug(facts))),
+            ..target
+        })
+    }
+
+    pub(crate) fn judge(&self, verb: Verb) -> Judge {
+        let (host, caller) = (Arc::clone(&self.host), self.caller.clone());
+        Arc::new(move |facts| ask_again(&host, &caller, verb, Subject::Domain(facts.into())))
+    }
+
+    pub(crate) fn xml_judge(&self, verb: Verb) -> XmlJudge {
+        let (host, caller) = (Arc::clone(&self.host), self.caller.clone());
+        Arc::new(move |new: &NewDomain, existing: Option<&Facts>| {
+            let made = Subject::NewDomain {
+                name: &new.name,
+                uuid: new.uuid,
+            };
+            ask_again(&host, &caller, verb, made)?;
+            if let Some(facts) = existing {
+                ask_again(&host, &caller, verb, Subject::Domain(facts.into()))?;
+                return Ok(None);
+            }
+            let owns = matches!(host.may(&caller, Action::Own, made), Verdict::Allow(_));
+            Ok(owns.then(|| caller.person.principal.clone()))
+        })
+    }
+
+    pub(crate) async fn send(&self, piece: Piece) -> Result<(), Fault> {
+        self.outbox
+            .send(piece)
+            .await
+            .map_err(|_| Fault::new(Code::Unavailable, "the caller is gone"))
+    }
+
+    pub(crate) async fn send_text(&self, text: &str) -> Outcome {
+        let mut rest = text;
+        while !rest.is_empty() {
+            let mut end = rest.len().min(TEXT_A_FRAME);
+            while !rest.is_char_boundary(end) {
+                end -= 1;
+            }
+            let (piece, tail) = rest.split_at(end);
+            self.send(Piece::Items(vec![Item::Text(piece.to_owned())]))
+                .await?;
+            rest = tail;
+        }
+        Ok(Reply::Done)
+    }
+}
+
+fn ask_again(
+    host: &Host,
+    caller: &Caller,
+    action: impl Into<Action>,
+    on: Subject<'_>,
+) -> Result<(), Fault> {
+    host.reread_policy();
+    match host.may(caller, action, on) {
+        Verdict::Allow(_) => Ok(()),
+        Verdict::Deny(_) => Err(Fault::denied()),
+    }
+}
