@@ -15,11 +15,11 @@ use tokio::{
 };
 use uuid::Uuid;
 use xman_common::{
-    channel::{Channel, ChannelError},
+    channel::{Channel, ChannelError, since_1970},
     gss::{self, GssError, Initiator, Step},
     name::{HostName, Principal},
     protocol::{
-        Call, CallHeader, Code, Fault, FromCaller, FromHost, Hello, INPUT_WINDOW, Item, MAX_INPUT,
+        Call, CallHeader, Code, Fault, FromCaller, FromHost, INPUT_WINDOW, Item, MAX_INPUT,
         Progress, Reply, Request, Welcome,
     },
     wire::MAX_SEALED,
@@ -506,38 +506,20 @@ async fn dial(
 
 async fn greet(stream: TcpStream, host: &HostName, software: &str) -> Result<Client, ConnectError> {
     let mut channel = Channel::initiate(stream, host).await?;
-    let prefaces = channel.prefaces().clone();
-    let until = channel.until();
-    let hello = Hello {
-        preface: prefaces.caller.clone(),
-        answer: prefaces.host.clone(),
-        software: software.to_owned(),
-        until: since_1970(until),
+    let welcome = channel.introduce(software).await?;
+    let ticket = Ticket {
+        until: channel.until(),
+        watch: None,
+        rested: Instant::now(),
+        warned: false,
+        renewing: None,
     };
-    channel.send(&FromCaller::Hello(hello)).await?;
-    match channel.receive().await? {
-        Some(FromHost::Welcome(welcome))
-            if welcome.preface == prefaces.caller && welcome.answer == prefaces.host =>
-        {
-            let ticket = Ticket {
-                until,
-                watch: None,
-                rested: Instant::now(),
-                warned: false,
-                renewing: None,
-            };
-            Ok(Client {
-                channel,
-                host: host.clone(),
-                welcome,
-                ticket,
-            })
-        }
-        Some(FromHost::Welcome(_)) => Err(ChannelError::Tampered.into()),
-        Some(FromHost::Closing(fault)) => Err(ConnectError::Closing(fault)),
-        Some(_) => Err(ChannelError::Broken("the first message was no Welcome").into()),
-        None => Err(ChannelError::Closed.into()),
-    }
+    Ok(Client {
+        channel,
+        host: host.clone(),
+        welcome: welcome.map_err(ConnectError::Closing)?,
+        ticket,
+    })
 }
 
 /// Begins a fresh context if the ticket at hand ends later than `until`. Blocks.
@@ -554,10 +536,4 @@ fn fresh_context(
         Step::Continue(pending, token) => Ok(Some((pending, token, end))),
         Step::Done(..) => Ok(None),
     }
-}
-
-fn since_1970(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO)
-        .as_secs()
 }

@@ -26,7 +26,7 @@ use crate::{
     codec::{self, CodecError},
     gss::{Acceptor, Context, GssError, Initiator, Keys, OVERHEAD, Step, Trouble},
     name::{HostName, Principal},
-    protocol::VERSION,
+    protocol::{Fault, FromCaller, FromHost, Hello, VERSION, Welcome},
     wire::{Frames, MAX_SEALED, WireError},
 };
 
@@ -269,6 +269,37 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Channel<S> {
         self.context.peer()
     }
 
+    /// Returns who we are to the other end: of a host the name that it was called by.
+    pub fn own(&self) -> &Principal {
+        self.context.own()
+    }
+
+    /// Introduces the program that called, and waits for the host's welcome, or for its word why there is none.
+    pub async fn introduce(
+        &mut self,
+        software: &str,
+    ) -> Result<Result<Welcome, Fault>, ChannelError> {
+        let Prefaces { caller, host } = self.prefaces.clone();
+        let hello = Hello {
+            preface: caller.clone(),
+            answer: host.clone(),
+            software: software.to_owned(),
+            until: since_1970(self.until()),
+        };
+        self.send(&FromCaller::Hello(hello)).await?;
+        match self.receive().await? {
+            Some(FromHost::Welcome(welcome))
+                if welcome.preface == caller && welcome.answer == host =>
+            {
+                Ok(Ok(welcome))
+            }
+            Some(FromHost::Welcome(_)) => Err(ChannelError::Tampered),
+            Some(FromHost::Closing(fault)) => Ok(Err(fault)),
+            Some(_) => Err(ChannelError::Broken("the first message was no Welcome")),
+            None => Err(ChannelError::Closed),
+        }
+    }
+
     /// Returns when the ticket ends by the GSSAPI library's account.
     pub fn until(&self) -> SystemTime {
         self.context.until()
@@ -315,6 +346,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Channel<S> {
         self.feed(message).await?;
         self.flush().await
     }
+}
+
+/// Returns a point in time as the protocol has it, in seconds since 1970.
+pub fn since_1970(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_secs()
 }
 
 /// Tells a caller, before it has said anything, that there is no room for it.

@@ -159,6 +159,7 @@ impl Initiator {
                 Context {
                     half: Half::Initiator(self.0),
                     peer,
+                    own: principal(&info.source_name)?,
                     until: end(info.lifetime),
                 },
                 out,
@@ -220,6 +221,7 @@ impl Acceptor {
                 Context {
                     half: Half::Acceptor(self.0),
                     peer,
+                    own: ours,
                     until: end(info.lifetime),
                 },
                 out,
@@ -292,10 +294,16 @@ enum Half {
 pub struct Context {
     half: Half,
     peer: Principal,
+    own: Principal,
     until: SystemTime,
 }
 
 impl Context {
+    /// Returns who we are to the other end: of a host the name that it was called by.
+    pub fn own(&self) -> &Principal {
+        &self.own
+    }
+
     /// Returns who is at the other end.
     pub fn peer(&self) -> &Principal {
         &self.peer

@@ -376,7 +376,7 @@ fn requests() -> Vec<Request> {
         Verb::MigrateIn => vec![Request::MigrateIn(MigrateIn {
             uuid: uuid(),
             name: web(),
-            source: "xman/skirit80@EX.ORG".parse().unwrap(),
+            source: "skirit80".parse().unwrap(),
             memory_kib: 2_097_152,
         })],
         Verb::Carry => vec![Request::Carry(OnPermit { permit: permit() })],

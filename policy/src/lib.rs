@@ -28,6 +28,7 @@ pub mod cedar;
 pub mod external;
 pub mod groups;
 pub mod k5login;
+pub mod permit;
 mod stamp;
 
 /// What policies decide about: every verb of the protocol that people call, and two things that are no calls of their own.
@@ -304,7 +305,8 @@ pub enum Verdict {
     Deny(Reason),
 }
 
-/// The right to carry out one action on one subject with one revision of its facts. Only [`Chain::decide`] makes one, and nothing copies it.
+/// The right to carry out one action on one subject with one revision of its facts. Only a [`Chain`]'s decision or a [permit](permit::Permits) makes
+/// one, and nothing copies it.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a grant is to be consumed by what it allows"]
 pub struct Grant {

@@ -203,13 +203,13 @@ pub struct Hosts {
     pub alpha: Libvirtd,
     /// 10.77.0.2
     pub beta: Libvirtd,
-    _kdc: Process,
+    _kdcs: [Process; 3],
     desk: Arc<Cell>,
 }
 
 impl Hosts {
-    /// Opens both machines, whose libvirtds reach each other over TCP without authentication, and lets the desk
-    /// reach the realm's KDC.
+    /// Opens both machines, whose libvirtds reach each other over TCP without authentication, and lets them and the
+    /// desk reach the realm's KDC.
     #[track_caller]
     #[must_use]
     pub fn pair(realm: &Realm) -> Self {
@@ -217,16 +217,17 @@ impl Hosts {
         desk.ip(&["link", "add", "labbr", "type", "bridge"]);
         desk.ip(&["address", "add", "10.77.0.254/24", "dev", "labbr"]);
         desk.ip(&["link", "set", "labbr", "up"]);
-        let kdc = realm.serve_in(&desk);
         let machine = |name: &str, number: u8| {
             let cell = Cell::with_network(name);
             cell.plug_into(&desk, number);
             Libvirtd::inside(cell, &["--listen"], Some(Arc::clone(&desk)))
         };
+        let (alpha, beta) = (machine("alpha", 1), machine("beta", 2));
+        let cells = [&*desk, alpha.cell(), beta.cell()];
         Self {
-            alpha: machine("alpha", 1),
-            beta: machine("beta", 2),
-            _kdc: kdc,
+            _kdcs: cells.map(|cell| realm.serve_in(cell)),
+            alpha,
+            beta,
             desk: Arc::clone(&desk),
         }
     }

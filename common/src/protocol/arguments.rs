@@ -177,8 +177,8 @@ pub struct MigrateIn {
     pub uuid: Uuid,
     /// Its name.
     pub name: DomainName,
-    /// The host that it comes from, as that one's principal has it: `xman/HOST@REALM`.
-    pub source: Principal,
+    /// The host that it comes from, as that one's principal has it: `skirit80` of `xman/skirit80@EXAMPLE.ORG`.
+    pub source: HostName,
     /// Memory it can have, in KiB.
     pub memory_kib: u64,
 }

@@ -1,0 +1,283 @@
+//! Permits: what a host gives to who may bring a domain there, and what the host that the domain comes from shows for it.
+//!
+//! ```text
+//! give() --> given --carry()--> carried --settled()--> settled
+//!              |                   |
+//!              '-- a minute        '-- settle() as often as it takes, also after a restart
+//! ```
+//! A permit is good for one domain and one other host, whose key must be proven; the person who asked for it is named in every record.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use xman_common::{
+    name::{DomainName, HostName, Principal},
+    protocol::{Permit, SERVICE, Verb},
+};
+
+use crate::{Action, Grant, Reason, Scope, Verdict};
+
+/// How long a permit may wait for its use.
+const LIFE: Duration = Duration::from_secs(60);
+/// Permits that wait for their use: who asks for many makes nobody else's memory.
+const MAX_GIVEN: usize = 256;
+
+/// A domain that may come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arrival {
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: DomainName,
+    /// The host that it comes from.
+    pub source: HostName,
+    /// The hypervisor that takes it, as libvirt URI.
+    pub hypervisor: String,
+    /// Who asked for it.
+    pub person: Principal,
+    /// By which rule.
+    pub rule: String,
+}
+
+/// The permits that a host has given.
+#[derive(Debug, Default)]
+pub struct Permits(Mutex<HashMap<Permit, Given>>);
+
+#[derive(Debug)]
+struct Given {
+    arrival: Arrival,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Given { until: Instant },
+    Carried,
+    Settled,
+}
+
+/// All permits that can be out at once are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{MAX_GIVEN} permits wait for their use already")]
+pub struct TooMany;
+
+impl Permits {
+    /// Gives a permit for what was granted.
+    ///
+    /// # Errors
+    /// Where too many wait already.
+    pub fn give(&self, arrival: Arrival, now: Instant) -> Result<Permit, TooMany> {
+        let mut permits = self.permits();
+        permits
+            .retain(|_, given| !matches!(given.stage, Stage::Given { until } if until <= now));
+        let waiting = permits.values().filter(|given| given.is_waiting()).count();
+        if waiting >= MAX_GIVEN {
+            return Err(TooMany);
+        }
+        let permit = random();
+        let stage = Stage::Given { until: now + LIFE };
+        permits.insert(permit.clone(), Given { arrival, stage });
+        Ok(permit)
+    }
+
+    /// Brings back a permit that was carried, or settled, before a restart.
+    pub fn restore(&self, permit: Permit, arrival: Arrival, is_settled: bool) {
+        let stage = if is_settled {
+            Stage::Settled
+        } else {
+            Stage::Carried
+        };
+        self.permits().insert(permit, Given { arrival, stage });
+    }
+
+    /// Answers whether another host may carry by a permit, which is used up by that.
+    pub fn carry(&self, permit: &Permit, realm: &str, peer: &Principal, now: Instant) -> Verdict {
+        let mut permits = self.permits();
+        match permits.get_mut(permit) {
+            Some(given) if !given.is_of(realm, peer) => deny("the permit is for another host"),
+            Some(given) => match given.stage {
+                Stage::Given { until } if now < until => {
+                    given.stage = Stage::Carried;
+                    given.allow(Verb::Carry)
+                }
+                Stage::Given { .. } => deny("the permit has expired"),
+                Stage::Carried | Stage::Settled => deny("the permit was used before"),
+            },
+            None => deny("there is no such permit"),
+        }
+    }
+
+    /// Answers whether another host may settle by a permit.
+    pub fn settle(&self, permit: &Permit, realm: &str, peer: &Principal) -> Verdict {
+        match self.permits().get(permit) {
+            Some(given) if !given.is_of(realm, peer) => deny("the permit is for another host"),
+            Some(given) => given.allow(Verb::Settle),
+            None => deny("there is no such permit"),
+        }
+    }
+
+    /// Returns what a permit is for, and whether it has come to its end.
+    pub fn find(&self, permit: &Permit) -> Option<(Arrival, bool)> {
+        let permits = self.permits();
+        let given = permits.get(permit)?;
+        Some((given.arrival.clone(), given.stage == Stage::Settled))
+    }
+
+    /// Notes that what a permit was for has come to its end; who says so again is told the same.
+    pub fn settled(&self, permit: &Permit) {
+        if let Some(given) = self.permits().get_mut(permit) {
+            given.stage = Stage::Settled;
+        }
+    }
+
+    /// Forgets a permit.
+    pub fn forget(&self, permit: &Permit) {
+        self.permits().remove(permit);
+    }
+
+    /// Returns the arrival of a domain that was carried and not yet settled.
+    pub fn arriving(&self, uuid: Uuid) -> Option<Arrival> {
+        let permits = self.permits();
+        let mut carried = permits
+            .values()
+            .filter(|given| given.stage == Stage::Carried);
+        let given = carried.find(|given| given.arrival.uuid == uuid)?;
+        Some(given.arrival.clone())
+    }
+
+    fn permits(&self) -> MutexGuard<'_, HashMap<Permit, Given>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Given {
+    fn is_waiting(&self) -> bool {
+        matches!(self.stage, Stage::Given { .. })
+    }
+
+    fn is_of(&self, realm: &str, peer: &Principal) -> bool {
+        is_host(peer, &self.arrival.source, realm)
+    }
+
+    fn allow(&self, verb: Verb) -> Verdict {
+        let Arrival {
+            name, person, rule, ..
+        } = &self.arrival;
+        Verdict::Allow(Grant {
+            action: Action::Verb(verb),
+            scope: Scope::Host,
+            rule: format!("permit of {person} for {name} ({rule})"),
+            administrator: false,
+        })
+    }
+}
+
+/// Returns whether a principal is the xmand of a host in a realm.
+pub fn is_host(principal: &Principal, host: &HostName, realm: &str) -> bool {
+    !realm.is_empty() && principal.as_str() == format!("{SERVICE}/{host}@{realm}")
+}
+
+fn deny(reason: &str) -> Verdict {
+    Verdict::Deny(Reason(reason.to_owned()))
+}
+
+/// 244 bits that nobody can guess.
+fn random() -> Permit {
+    let mut bytes = [0; 32];
+    let (first, second) = bytes.split_at_mut(16);
+    first.copy_from_slice(Uuid::new_v4().as_bytes());
+    second.copy_from_slice(Uuid::new_v4().as_bytes());
+    Permit(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REALM: &str = "EX.ORG";
+
+    fn arrival() -> Arrival {
+        Arrival {
+            uuid: Uuid::from_u128(7),
+            name: "web".parse().unwrap(),
+            source: "alpha".parse().unwrap(),
+            hypervisor: "qemu:///system".to_owned(),
+            person: "alice@EX.ORG".parse().unwrap(),
+            rule: "k5login:1".to_owned(),
+        }
+    }
+
+    fn alpha() -> Principal {
+        "xman/alpha@EX.ORG".parse().unwrap()
+    }
+
+    #[track_caller]
+    fn denied(verdict: Verdict) -> String {
+        match verdict {
+            Verdict::Deny(reason) => reason.to_string(),
+            Verdict::Allow(grant) => panic!("{grant:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn granted(verdict: Verdict) -> Grant {
+        match verdict {
+            Verdict::Allow(grant) => grant,
+            Verdict::Deny(reason) => panic!("{reason}"),
+        }
+    }
+
+    #[test]
+    fn a_permit_is_good_for_one_host_once_and_soon() {
+        let (permits, now) = (Permits::default(), Instant::now());
+        let permit = permits.give(arrival(), now).unwrap();
+        for stranger in [
+            "xman/beta@EX.ORG",
+            "xman/alpha@EVIL.ORG",
+            "alpha@EX.ORG",
+            "host/alpha@EX.ORG",
+            "xman/alpha/x@EX.ORG",
+        ] {
+            let stranger = stranger.parse().unwrap();
+            denied(permits.carry(&permit, REALM, &stranger, now));
+            denied(permits.settle(&permit, REALM, &stranger));
+        }
+        denied(permits.carry(&permit, "", &alpha(), now));
+        denied(permits.carry(&Permit([0; 32]), REALM, &alpha(), now));
+        denied(permits.carry(&permit, REALM, &alpha(), now + LIFE));
+        let grant = granted(permits.carry(&permit, REALM, &alpha(), now));
+        assert_eq!(grant.action(), Action::Verb(Verb::Carry));
+        assert_eq!(grant.rule(), "permit of alice@EX.ORG for web (k5login:1)");
+        denied(permits.carry(&permit, REALM, &alpha(), now));
+        assert_eq!(permits.arriving(Uuid::from_u128(7)), Some(arrival()));
+    }
+
+    #[test]
+    fn what_was_carried_can_be_settled_again_and_again_also_after_a_restart() {
+        let permits = Permits::default();
+        let permit = Permit([7; 32]);
+        permits.restore(permit.clone(), arrival(), false);
+        let grant = granted(permits.settle(&permit, REALM, &alpha()));
+        assert_eq!(grant.action(), Action::Verb(Verb::Settle));
+        permits.settled(&permit);
+        assert_eq!(permits.arriving(Uuid::from_u128(7)), None);
+        assert!(permits.find(&permit).unwrap().1);
+        drop(granted(permits.settle(&permit, REALM, &alpha())));
+        denied(permits.carry(&permit, REALM, &alpha(), Instant::now()));
+    }
+
+    #[test]
+    fn only_so_many_permits_wait_and_those_that_expired_make_room() {
+        let (permits, now) = (Permits::default(), Instant::now());
+        for _ in 0..MAX_GIVEN {
+            permits.give(arrival(), now).unwrap();
+        }
+        assert_eq!(permits.give(arrival(), now), Err(TooMany));
+        assert!(permits.give(arrival(), now + LIFE).is_ok());
+    }
+}
