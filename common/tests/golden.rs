@@ -542,6 +542,10 @@ fn replies() -> Vec<Reply> {
             }],
         }),
         Reply::Permitted(permit()),
+        Reply::Attached {
+            domain: row(Some(7)),
+            device: Attached::Disk("vdb".parse().unwrap()),
+        },
     ]
 }
 

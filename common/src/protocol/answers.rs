@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Cursor, Permit};
+use super::{Attached, Cursor, Permit};
 use crate::name::{DomainName, LabelValue, Principal, Tag};
 
 /// A call's answer when it succeeded.
@@ -42,6 +42,13 @@ pub enum Reply {
     Explained(Explanation),
     /// To `migrate-in`.
     Permitted(Permit),
+    /// To `attach`: how the domain is now, and what the new device is called.
+    Attached {
+        /// How the domain is now.
+        domain: DomainRow,
+        /// The disk's name in the guest, or the interface's address: also where the host chose it.
+        device: Attached,
+    },
 }
 
 /// A part of an answer that can be long.

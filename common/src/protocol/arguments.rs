@@ -365,7 +365,7 @@ pub enum Device {
 pub struct Disk {
     /// The absolute path of its image or block device on the host; below a folder that the host's configuration allows.
     pub source: String,
-    /// Its name in the guest, as `vdb`, which also chooses the bus; the next free `vd` where absent.
+    /// Its name in the guest, as `vdb`, which also chooses the bus; where absent the next free `vd`, of a CD-ROM `sd`, of Xen `xvd`.
     pub target: Option<Tag>,
     /// The format of the image; never guessed, since a guest could write another's header.
     pub format: DiskFormat,

@@ -12,8 +12,8 @@ use xman_client::{Address, Caller, Event, Explanation, Wait, fleet};
 use xman_common::{
     name::DomainRef,
     protocol::{
-        About, Ask, Code, DomainRow, Explain, MemSet, OnDomain, Reply, Request, Start, Undefine,
-        VcpuSet, Verb, Whoami,
+        About, Ask, Attached, Code, DomainRow, Explain, MemSet, OnDomain, Reply, Request, Start,
+        Undefine, VcpuSet, Verb, Whoami,
     },
 };
 
@@ -573,7 +573,9 @@ impl<'a> Told<'a> {
         self.tally.done();
         let address = &target.address;
         let mut value = match &reply {
-            Reply::Domain(row) | Reply::Memory { domain: row, .. } => domain_value(address, row),
+            Reply::Domain(row)
+            | Reply::Memory { domain: row, .. }
+            | Reply::Attached { domain: row, .. } => domain_value(address, row),
             Reply::Gone { name, uuid } => {
                 json!({ "host": address, "name": name, "uuid": uuid, "gone": true })
             }
@@ -588,10 +590,15 @@ impl<'a> Told<'a> {
         };
         if let Value::Object(fields) = &mut value {
             fields.insert("verb".to_owned(), json!(self.verb.name()));
+            if let Reply::Attached { device, .. } = &reply {
+                fields.insert("device".to_owned(), json!(called(device)));
+            }
         }
         self.values.push(value);
         let label = match &reply {
-            Reply::Domain(row) | Reply::Memory { domain: row, .. } => {
+            Reply::Domain(row)
+            | Reply::Memory { domain: row, .. }
+            | Reply::Attached { domain: row, .. } => {
                 format!("{address}/{}", row.name)
             }
             Reply::Gone { name, .. } => format!("{address}/{name}"),
@@ -687,6 +694,14 @@ impl<'a> Told<'a> {
     }
 }
 
+/// What a device is called.
+fn called(device: &Attached) -> &str {
+    match device {
+        Attached::Disk(target) => target.as_str(),
+        Attached::Interface(mac) => mac.as_str(),
+    }
+}
+
 /// What is said of a domain to which something was done.
 fn sentence(verb: Verb, past: &str, reply: &Reply) -> String {
     match reply {
@@ -707,6 +722,7 @@ fn sentence(verb: Verb, past: &str, reply: &Reply) -> String {
                 size(domain.memory_kib)
             )
         }
+        Reply::Attached { device, .. } => format!("{past} as {}", called(device)),
         Reply::Memory { .. }
         | Reply::Domain(_)
         | Reply::Gone { .. }
