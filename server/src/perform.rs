@@ -150,7 +150,7 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
                 .map(Reply::Job)
         }
         Request::MigrateAbort(_) => hypervisors
-            .migrate_abort(work.target(Verb::MigrateAbort)?, deadline)
+            .give_up(work.target(Verb::MigrateAbort)?, deadline)
             .await
             .map(|()| Reply::Done),
         Request::JobList(_) => {
@@ -182,7 +182,7 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
                     facts: job.facts,
                 };
                 hypervisors
-                    .migrate_abort(target, deadline)
+                    .give_up(target, deadline)
                     .await
                     .map(|()| Reply::Done)
             }

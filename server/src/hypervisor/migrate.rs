@@ -1,37 +1,34 @@
 //! Live migration, peer to peer: the two libvirts move the guest, this host watches and says where it is in the end.
 
 use std::{
-    convert::Infallible,
     sync::Arc,
     thread,
     time::{Duration, Instant as Moment},
 };
 
-use tokio::{
-    sync::watch,
-    time::{Instant, MissedTickBehavior, interval},
+use tokio::{sync::watch, time::Instant};
+use virt::{
+    domain::{Domain, MigrateParameters},
+    error::Error,
 };
-use virt::{domain::MigrateParameters, error::Error};
 use virt_sys as sys;
-use xman_common::protocol::{Code, DomainState, Fault, Progress};
+use xman_common::{
+    name::DomainName,
+    protocol::{Code, DomainState, Fault, Progress},
+};
 
 use super::{
     Hypervisors, Target,
     connections::{Call, Class, Hypervisor},
     faults,
-    ffi::{self, Job},
     lanes::Key,
-    readings,
+    progress,
     sense::{Act, sense},
     verbs::Visit,
 };
 
 /// How long a migration waits for its domain's lane.
 const LANE_WAIT: Duration = Duration::from_secs(30);
-/// How often libvirt is asked how far it is.
-const LOOK: Duration = Duration::from_millis(500);
-/// How long an answer to that may take.
-const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// How often the limit on downtime is tried: libvirt takes it only once the migration is under way.
 const DOWNTIME_TRIES: u32 = 10;
 /// After a failure libvirt lets the guest run on by itself; this long it is given.
@@ -68,41 +65,46 @@ impl Hypervisors {
         let running = hypervisor.run(Class::Move, vec![lane], None, move |call| {
             leave(call, &host, &mover, &uri, bandwidth)
         });
+        let mut limit = Downtime::new(downtime_ms, target.facts.name.clone());
+        let limited = move |domain: &Domain| limit.set(domain);
         tokio::select! {
             outcome = running => outcome,
-            never = report(&hypervisor, &target, downtime_ms, &progress) => match never {},
+            never = progress::report(&hypervisor, &target, limited, &progress) => match never {},
+        }
+    }
+}
+
+/// The limit on a guest's silence when it changes over, which libvirt takes only once its migration is under way.
+struct Downtime {
+    wanted: Option<u64>,
+    tries: u32,
+    name: DomainName,
+}
+
+impl Downtime {
+    fn new(wanted: Option<u64>, name: DomainName) -> Self {
+        Self {
+            wanted,
+            tries: 0,
+            name,
         }
     }
 
-    /// Gives up a migration under way; it then ends as failed, with the domain at home.
-    pub(crate) async fn migrate_abort(
-        &self,
-        target: Target,
-        deadline: Instant,
-    ) -> Result<(), Fault> {
-        let hypervisor = self.by_index(target.facts.hypervisor)?;
-        let host = Arc::clone(&hypervisor);
-        let work = move |call: &Call| {
-            let visit = Visit::new(call, &host, &target)?;
-            let outgoing = match ffi::job(&visit.domain) {
-                Ok(job) => {
-                    is_under_way(&job)
-                        && job.operation == u64::from(sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT)
-                }
-                Err(error) => matches!(error.code().to_raw(), sys::VIR_ERR_NO_SUPPORT),
-            };
-            if !outgoing {
-                return Err(Fault::new(
-                    Code::Conflict,
-                    format!("'{}' is not on its way to another host", visit.facts.name),
-                ));
-            }
-            call.begin()?;
-            visit.ok(ffi::abort_job(&visit.domain))
+    fn set(&mut self, domain: &Domain) {
+        let Some(limit) = self.wanted else { return };
+        let Err(error) = domain.migrate_set_max_downtime(limit, 0) else {
+            self.wanted = None;
+            return;
         };
-        hypervisor
-            .run(Class::Urgent, Vec::new(), Some(deadline), work)
-            .await
+        self.tries += 1;
+        if self.tries == DOWNTIME_TRIES {
+            tracing::warn!(
+                "'{}' migrates without its limit on downtime: {}",
+                self.name,
+                error.message()
+            );
+            self.wanted = None;
+        }
     }
 }
 
@@ -204,104 +206,6 @@ fn stayed(visit: &Visit<'_>, fault: Fault, error: &Error) -> Fault {
     }
 }
 
-/// Says how far a migration is, until it is dropped.
-async fn report(
-    hypervisor: &Arc<Hypervisor>,
-    target: &Target,
-    downtime_ms: Option<u64>,
-    progress: &watch::Sender<Option<Progress>>,
-) -> Infallible {
-    let uuid = target.facts.uuid;
-    let mut wanted = downtime_ms;
-    let mut tries = 0;
-    let mut percent = 0;
-    let mut looks = interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        looks.tick().await;
-        let downtime = wanted;
-        let look = move |call: &Call| {
-            let failed = |error: Error| call.fault(&error);
-            let Some(domain) = readings::find(&call.connection, uuid).map_err(failed)? else {
-                return Err(faults::vanished());
-            };
-            let job = ffi::job(&domain).map_err(failed)?;
-            let limited = match downtime {
-                Some(limit) if is_under_way(&job) => {
-                    Some(domain.migrate_set_max_downtime(limit, 0).map_err(failed))
-                }
-                _ => None,
-            };
-            Ok((job, limited))
-        };
-        let Ok((job, limited)) = hypervisor
-            .run(
-                Class::Urgent,
-                Vec::new(),
-                Some(Instant::now() + LOOK_LIMIT),
-                look,
-            )
-            .await
-        else {
-            continue;
-        };
-        match limited {
-            Some(Ok(())) => wanted = None,
-            Some(Err(fault)) => {
-                tries += 1;
-                if tries == DOWNTIME_TRIES {
-                    tracing::warn!(
-                        "'{}' migrates without its limit on downtime: {fault}",
-                        target.facts.name
-                    );
-                    wanted = None;
-                }
-            }
-            None => {}
-        }
-        if is_under_way(&job) {
-            let now = describe(&job, percent);
-            percent = now.percent;
-            progress.send_replace(Some(now));
-        }
-    }
-}
-
-fn is_under_way(job: &Job) -> bool {
-    matches!(
-        u32::try_from(job.kind),
-        Ok(sys::VIR_DOMAIN_JOB_BOUNDED | sys::VIR_DOMAIN_JOB_UNBOUNDED)
-    )
-}
-
-/// Progress as people see it. A guest that writes makes more to do, but the percentage never goes back.
-fn describe(job: &Job, percent_before: u8) -> Progress {
-    let dirtied = job.dirty_rate.saturating_mul(job.page_size);
-    // Not by what was processed: empty pages need no copying, and what has changed is copied twice.
-    let gone = u128::from(job.total.saturating_sub(job.remaining));
-    let percent = u8::try_from(gone * 100 / u128::from(job.total.max(1))).unwrap_or(100);
-    let phase = match (job.total, job.iteration) {
-        (0, _) => "setting up".to_owned(),
-        (_, 0 | 1) => "copying memory".to_owned(),
-        (_, pass) => format!("copying what has changed, pass {pass}"),
-    };
-    Progress {
-        phase,
-        percent: percent.min(99).max(percent_before),
-        done_bytes: job.processed,
-        remaining_bytes: job.remaining,
-        total_bytes: job.total,
-        rate: job.rate,
-        elapsed_ms: job.elapsed_ms,
-        // A guest that writes as fast as it is copied is never done; no time is better than a wrong one.
-        eta_ms: job
-            .rate
-            .checked_sub(dirtied)
-            .filter(|gain| *gain > 0)
-            .map(|gain| job.remaining.saturating_mul(1000) / gain),
-    }
-}
-
 fn flags(persistent: bool, driver: &str) -> u32 {
     let mut flags = sys::VIR_MIGRATE_LIVE | sys::VIR_MIGRATE_PEER2PEER;
     if persistent {
@@ -356,52 +260,6 @@ mod tests {
         ] {
             assert!(!is_here(there, "skirit80.ics.muni.cz"), "{there}");
         }
-    }
-
-    #[test]
-    fn progress_never_goes_back_and_promises_no_end_that_does_not_come() {
-        let job = Job {
-            kind: 2,
-            total: 1000,
-            processed: 400,
-            remaining: 600,
-            rate: 100,
-            dirty_rate: 1,
-            page_size: 40,
-            iteration: 1,
-            elapsed_ms: 5,
-            operation: 5,
-        };
-        let first = describe(&job, 0);
-        assert_eq!(
-            (first.percent, first.phase.as_str(), first.eta_ms),
-            (40, "copying memory", Some(10_000))
-        );
-        let busy = describe(
-            &Job {
-                remaining: 900,
-                iteration: 3,
-                dirty_rate: 3,
-                ..job
-            },
-            first.percent,
-        );
-        assert_eq!(
-            (busy.percent, busy.phase.as_str(), busy.eta_ms),
-            (40, "copying what has changed, pass 3", None)
-        );
-        assert_eq!(
-            describe(
-                &Job {
-                    remaining: 0,
-                    ..job
-                },
-                0
-            )
-            .percent,
-            99
-        );
-        assert_eq!(describe(&Job::default(), 0).phase, "setting up");
     }
 
     #[test]

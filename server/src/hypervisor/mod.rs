@@ -38,6 +38,7 @@ mod lanes;
 mod making;
 mod metadata;
 mod migrate;
+mod progress;
 mod reader;
 mod readings;
 mod sense;

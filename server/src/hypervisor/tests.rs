@@ -668,7 +668,7 @@ async fn what_a_driver_lacks_is_unsupported_and_what_is_not_there_unavailable() 
     assert_eq!(code(paused), Code::Unsupported);
     let abort = world
         .hypervisors
-        .migrate_abort(world.target("web"), soon())
+        .give_up(world.target("web"), soon())
         .await;
     assert!(matches!(code(abort), Code::Unsupported | Code::Conflict));
     let absent = Hypervisors::start(vec![
