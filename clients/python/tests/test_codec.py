@@ -117,8 +117,8 @@ class Codec(unittest.TestCase):
             Variants("thing", STRING, STRING)
 
     def test_an_unknown_variant_is_named_with_what_it_may_mean(self) -> None:
-        with self.assertRaisesRegex(CodecError, "no variant 9 of Reply.*newer"):
-            messages.REPLY.decode(bytes.fromhex("00000009"))
+        with self.assertRaisesRegex(CodecError, "no variant 4294967295 of Reply.*newer"):
+            messages.REPLY.decode(bytes.fromhex("ffffffff"))
 
 
 class Anything(unittest.TestCase):
