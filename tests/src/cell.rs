@@ -24,6 +24,21 @@ for path in /etc/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt /r
 done
 mount --bind "$folder/etc/hosts" /etc/hosts
 if [ "$3" = network ]; then ip link set lo up; fi
+if [ -n "$4" ]; then
+    # libvirt looks at what is mounted: the cell's own groups, and nothing besides. Nothing is removed here but mounts:
+    # the folders under them are the machine's.
+    mkdir "$folder/cgroup"
+    mount -t tmpfs -o mode=755 none "$folder/cgroup"
+    for hierarchy in /sys/fs/cgroup/*/; do
+        if [ -e "${hierarchy}tasks" ] && [ ! -L "${hierarchy%/}" ]; then
+            place=$folder/cgroup/$(basename "$hierarchy")
+            mkdir "$place"
+            mount --bind "$hierarchy$4" "$place"
+        fi
+    done
+    umount -R /sys/fs/cgroup
+    mount --move "$folder/cgroup" /sys/fs/cgroup
+fi
 echo ready
 set +e
 trap : CHLD
@@ -33,6 +48,37 @@ while :; do
     kill $! 2> /dev/null
 done
 "#;
+
+/// What comes before [`INIT`] in a cell for containers: a group of its own in each of the machine's hierarchies, which
+/// is the root of what the cell sees.
+const GROUPS: &str = r#"
+set -e
+group=$1
+shift
+for hierarchy in /sys/fs/cgroup/*/; do
+    if [ -e "${hierarchy}tasks" ] && [ ! -L "${hierarchy%/}" ]; then
+        mkdir "$hierarchy$group"
+        if [ -e "$hierarchy$group/cpuset.cpus" ]; then
+            cat "${hierarchy}cpuset.cpus" > "$hierarchy$group/cpuset.cpus"
+            cat "${hierarchy}cpuset.mems" > "$hierarchy$group/cpuset.mems"
+        fi
+        echo 0 > "$hierarchy$group/cgroup.procs"
+    fi
+done
+exec unshare --cgroup -- "$@"
+"#;
+
+/// Makes a process one of the cell's groups: who enters namespaces stays in the groups that he was in.
+const JOIN: &str = r#"
+for hierarchy in /sys/fs/cgroup/*/; do echo 0 > "${hierarchy}cgroup.procs"; done
+exec "$@"
+"#;
+
+/// Where the kernel's control groups are mounted.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// How long the groups of a cell may still be busy after its last process is gone.
+const GROUPS_LINGER: Duration = Duration::from_secs(5);
 
 /// The names that cells on one wire have; number 254 is the desk, from which people call them.
 const HOSTS: &str = "127.0.0.1 localhost
@@ -48,6 +94,8 @@ pub struct Cell {
     name: String,
     init: u32,
     network: bool,
+    /// The name of the cell's control groups, where it has some.
+    group: Option<String>,
     unshare: Process,
     folder: PathBuf,
     /// There until the cell is dropped.
@@ -59,24 +107,37 @@ impl Cell {
     #[track_caller]
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self::open(name, false)
+        Self::open(name, false, false)
+    }
+
+    /// Opens a cell that shares the machine's network, and in which libvirt can run containers: with control groups of
+    /// its own.
+    ///
+    /// libvirt's LXC driver wants the memory, cpuacct and devices controllers. Where the machine has hierarchies of version 1
+    /// for them, alone or beside the unified one (which disturbs libvirt, and which the cell does not see), the cell gets a part of
+    /// each. Where all is version 2, libvirt takes that, and the cell sees it as the machine does.
+    #[track_caller]
+    #[must_use]
+    pub fn with_containers(name: &str) -> Self {
+        Self::open(name, false, true)
     }
 
     /// Opens a cell with a network of its own, of which so far only loopback is up.
     #[track_caller]
     #[must_use]
     pub fn with_network(name: &str) -> Self {
-        Self::open(name, true)
+        Self::open(name, true, false)
     }
 
     #[track_caller]
-    fn open(name: &str, network: bool) -> Self {
+    fn open(name: &str, network: bool, containers: bool) -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
             "cells need root: run the tests as root"
         );
         let scratch = Scratch::new("cell");
         scratch.write("etc/hosts", HOSTS);
+        let group = (containers && has_hierarchies()).then(|| group_name(scratch.path()));
         let mut unshare = command("unshare");
         unshare.args([
             "--mount",
@@ -89,11 +150,17 @@ impl Cell {
         if network {
             unshare.arg("--net");
         }
+        if let Some(group) = &group {
+            unshare
+                .arg(program("bash"))
+                .args(["-c", GROUPS, "groups", group]);
+        }
         unshare
             .arg(program("bash"))
             .args(["-c", INIT, "init", name])
             .arg(scratch.path());
         unshare.arg(if network { "network" } else { "" });
+        unshare.arg(group.as_deref().unwrap_or_default());
         let mut unshare = Process::start(unshare);
         let ready = unshare
             .stdout()
@@ -111,6 +178,7 @@ impl Cell {
             name: name.to_owned(),
             init,
             network,
+            group,
             unshare,
             folder,
             scratch: Some(scratch),
@@ -191,7 +259,14 @@ impl Cell {
         if self.network {
             nsenter.arg("--net");
         }
-        nsenter.arg("--").arg(program(name)).args(args);
+        if self.group.is_some() {
+            nsenter.arg("--cgroup");
+        }
+        nsenter.arg("--");
+        if self.group.is_some() {
+            nsenter.arg(program("sh")).args(["-c", JOIN, "join"]);
+        }
+        nsenter.arg(program(name)).args(args);
         nsenter.env("HOME", &self.folder);
         let mut process = Process::start(nsenter);
         let pid = eventually("nsenter forks into the cell", PATIENCE, || {
@@ -243,6 +318,7 @@ impl Drop for Cell {
             return;
         };
         let init = PathBuf::from(format!("/proc/{}", self.init));
+        let group = self.group.take();
         // Everything in the cell is killed by now, but the kernel takes a second or two over libvirtd's sockets.
         // Nobody has to wait for that: the folder goes when the processes are gone.
         thread::spawn(move || {
@@ -253,9 +329,67 @@ impl Drop for Cell {
             while !gone() {
                 thread::sleep(Duration::from_millis(50));
             }
+            if let Some(group) = group {
+                remove_groups(&group);
+            }
             drop(scratch);
         });
     }
+}
+
+/// Returns whether the machine has version 1 of the control groups that containers need.
+#[track_caller]
+fn has_hierarchies() -> bool {
+    let missing: Vec<_> = ["memory", "cpuacct", "devices"]
+        .into_iter()
+        .filter(|controller| {
+            let mounted = Path::new(CGROUPS).join(controller).join("tasks");
+            !mounted.exists()
+        })
+        .collect();
+    if missing.is_empty() {
+        return true;
+    }
+    let unified = std::fs::read_to_string(Path::new(CGROUPS).join("cgroup.controllers"));
+    assert!(
+        unified.is_ok_and(|has| has.split_whitespace().any(|one| one == "memory")),
+        "containers need control groups: mount those of {missing:?} under {CGROUPS} (mount -t cgroup -o NAME none {CGROUPS}/NAME), \
+         or the unified hierarchy with its memory controller at {CGROUPS}"
+    );
+    false
+}
+
+/// Returns the name of a cell's groups: the janitor knows the folder's name in it.
+fn group_name(folder: &Path) -> String {
+    let parts: Vec<_> = folder.iter().rev().take(2).collect();
+    let words: Vec<_> = parts
+        .iter()
+        .rev()
+        .map(|part| part.to_string_lossy())
+        .collect();
+    words.join("-")
+}
+
+/// Removes a cell's groups; what is still busy after a while is left to the janitor.
+fn remove_groups(group: &str) {
+    let deadline = std::time::Instant::now() + GROUPS_LINGER;
+    let hierarchies = || std::fs::read_dir(CGROUPS).into_iter().flatten().flatten();
+    for hierarchy in hierarchies() {
+        let folder = hierarchy.path().join(group);
+        while !remove_tree(&folder) && std::time::Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// Removes a folder of groups, whose files cannot be; returns whether it is gone.
+fn remove_tree(folder: &Path) -> bool {
+    let inside = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in inside.filter(|entry| entry.path().is_dir()) {
+        remove_tree(&entry.path());
+    }
+    let _ = std::fs::remove_dir(folder);
+    !folder.exists()
 }
 
 /// Returns the only child of a process.

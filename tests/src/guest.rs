@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::child::{Outcome, PATIENCE, command, eventually, profile_folder, program, run};
+use crate::container::is_static;
 use crate::realm::read_or_empty;
 use crate::scratch::Scratch;
 
@@ -203,6 +204,19 @@ impl Guest {
             "{} counts from {after} again, after {before}",
             self.name
         );
+    }
+
+    /// Requires that the guest has counted from one on without missing a number or counting one twice.
+    #[track_caller]
+    pub fn missed_no_number(&self) {
+        let said = self.said();
+        let whole = said.rfind('\n').map_or("", |end| &said[..end]);
+        let numbers = whole
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("count ")?.parse::<u64>().ok());
+        for (expected, number) in (1..).zip(numbers) {
+            assert_eq!(number, expected, "{} does not count on", self.name);
+        }
     }
 
     /// Requires that the guest does not count for a second: it is paused, saved or gone.
@@ -414,12 +428,8 @@ fn kernel_packages() -> Option<Vec<String>> {
 #[track_caller]
 fn build_initrd(unpacked: &Path) -> PathBuf {
     let busybox = program("busybox");
-    let code = fs::read(&busybox).expect("busybox can be read");
     assert!(
-        !code
-            .windows(9)
-            .take(4096)
-            .any(|bytes| bytes == b"ld-linux-"),
+        is_static(&busybox),
         "{} is not static: install busybox-static",
         busybox.display()
     );

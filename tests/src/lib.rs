@@ -45,6 +45,8 @@
 //! outside of xmand, [`Libvirtd::freeze`], [`Libvirtd::kill9`], [`Libvirtd::start`] make its life hard. [`Hosts::pair`] is
 //! two of them on one wire, between which guests can migrate. [`Guest::tiny`] costs nothing; [`Guest::booted`] runs
 //! Linux, counts on its serial line ([`Guest::keeps_counting`]), balloons, takes vcpus and obeys the power button.
+//! [`Libvirtd::with_containers`] runs a [`Container`] on [`LXC`] beside them, and `beside(&libvirtd).uris(&[QEMU, LXC])` gives a
+//! host both.
 //!
 //! # Order
 //! Everything runs as child processes with an environment of their own, ends when its value is dropped, and also when the
@@ -63,6 +65,7 @@
 mod capabilities;
 mod cell;
 mod child;
+mod container;
 mod embed;
 mod guest;
 mod host;
@@ -78,10 +81,11 @@ pub use child::{
     Outcome, PATIENCE, Process, Transcript, bare_command, built, command, eventually, program, run,
     signal_pid,
 };
+pub use container::Container;
 pub use embed::Embed;
 pub use guest::Guest;
 pub use host::{Host, HostBuilder, shell};
-pub use libvirtd::{Hosts, Libvirtd};
+pub use libvirtd::{Hosts, LXC, Libvirtd, QEMU};
 pub use realm::Realm;
 pub use rustix::process::Signal;
 pub use scratch::Scratch;

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use crate::capabilities;
 use crate::cell::Cell;
 use crate::child::{Outcome, PATIENCE, Process, eventually, run, signal_pid};
+use crate::container::Container;
 use crate::guest::Guest;
 use crate::realm::Realm;
 
@@ -19,19 +20,38 @@ pub struct Libvirtd {
     _virtlogd: (Process, u32),
     desk: Option<Arc<Cell>>,
     cell: Cell,
+    listens: bool,
 }
+
+/// The driver of guests.
+pub const QEMU: &str = "qemu:///system";
+/// The driver of containers.
+pub const LXC: &str = "lxc:///system";
 
 impl Libvirtd {
     /// Starts one without network and waits until it answers.
     #[track_caller]
     #[must_use]
     pub fn new() -> Self {
-        Self::inside(Cell::new("solo"), &[], None)
+        Self::inside(Cell::new("solo"), false, None)
+    }
+
+    /// Starts one that runs containers as well, on [`LXC`].
+    #[track_caller]
+    #[must_use]
+    pub fn with_containers() -> Self {
+        let libvirtd = Self::inside(Cell::with_containers("solo"), false, None);
+        let asked = libvirtd.virsh_on(LXC, &["uri"]);
+        assert!(
+            asked.is_success(),
+            "libvirtd has no driver for containers: install libvirt-daemon-driver-lxc ({asked})"
+        );
+        libvirtd
     }
 
     #[track_caller]
-    fn inside(cell: Cell, args: &[&str], desk: Option<Arc<Cell>>) -> Self {
-        write_config(&cell);
+    fn inside(cell: Cell, listens: bool, desk: Option<Arc<Cell>>) -> Self {
+        write_config(&cell, listens);
         let cache = cell.outside("/var/cache/libvirt/qemu/capabilities");
         let known = capabilities::lend(&cache);
         let virtlogd = cell.start_within("virtlogd", &[]);
@@ -40,8 +60,9 @@ impl Libvirtd {
             _virtlogd: virtlogd,
             desk,
             cell,
+            listens,
         };
-        libvirtd.start_with(args);
+        libvirtd.start();
         if !known {
             // libvirt probes when first asked, not when it starts.
             libvirtd.virsh(&["capabilities"]).success();
@@ -50,12 +71,18 @@ impl Libvirtd {
         libvirtd
     }
 
-    /// Runs virsh in the cell, on `qemu:///system`.
+    /// Runs virsh in the cell, on [`QEMU`].
     #[track_caller]
     pub fn virsh(&self, args: &[&str]) -> Outcome {
+        self.virsh_on(QEMU, args)
+    }
+
+    /// Runs virsh in the cell, on one of libvirtd's drivers.
+    #[track_caller]
+    pub fn virsh_on(&self, uri: &str, args: &[&str]) -> Outcome {
         let mut virsh = self.cell.command("virsh");
         virsh
-            .args(["-q", "-c", "qemu:///system"])
+            .args(["-q", "-c", uri])
             .args(args)
             .env("HOME", self.cell.folder());
         run(virsh, b"", PATIENCE)
@@ -75,18 +102,46 @@ impl Libvirtd {
         guest.wait_until_up();
     }
 
+    /// Defines a container.
+    #[track_caller]
+    pub fn define_container(&self, container: &Container) {
+        self.virsh_on(LXC, &["define", &container.file()]).success();
+    }
+
+    /// Defines a container, starts it, and waits until it counts.
+    #[track_caller]
+    pub fn run_container(&self, container: &Container) {
+        self.define_container(container);
+        self.virsh_on(LXC, &["start", container.name()]).success();
+        container.wait_until_up();
+    }
+
     /// Returns virsh's word for the state of a domain: `running`, `paused`, `shut off`; empty without the domain.
     #[track_caller]
     #[must_use]
     pub fn state(&self, name: &str) -> String {
-        self.virsh(&["domstate", name]).stdout().trim().to_owned()
+        self.state_on(QEMU, name)
+    }
+
+    /// Returns virsh's word for the state of a domain of one of libvirtd's drivers.
+    #[track_caller]
+    #[must_use]
+    pub fn state_on(&self, uri: &str, name: &str) -> String {
+        let asked = self.virsh_on(uri, &["domstate", name]);
+        asked.stdout().trim().to_owned()
     }
 
     /// Waits until a domain is in this state, in virsh's words.
     #[track_caller]
     pub fn wait_state(&self, name: &str, state: &str) {
+        self.wait_state_on(QEMU, name, state);
+    }
+
+    /// Waits until a domain of one of libvirtd's drivers is in this state, in virsh's words.
+    #[track_caller]
+    pub fn wait_state_on(&self, uri: &str, name: &str, state: &str) {
         eventually(&format!("{name} is {state}"), PATIENCE, || {
-            (self.state(name) == state).then_some(())
+            (self.state_on(uri, name) == state).then_some(())
         });
     }
 
@@ -106,8 +161,14 @@ impl Libvirtd {
     /// Returns the URI by which a process outside of the cell reaches this libvirtd.
     #[must_use]
     pub fn outside_uri(&self) -> String {
+        self.outside_uri_of("qemu")
+    }
+
+    /// Returns the URI by which a process outside of the cell reaches one of this libvirtd's drivers, `qemu` or `lxc`.
+    #[must_use]
+    pub fn outside_uri_of(&self, driver: &str) -> String {
         let socket = self.cell.outside("/run/libvirt/libvirt-sock");
-        format!("qemu+unix:///system?socket={}", socket.display())
+        format!("{driver}+unix:///system?socket={}", socket.display())
     }
 
     /// Returns the cell.
@@ -167,16 +228,7 @@ impl Libvirtd {
     /// Starts libvirtd again after [`Libvirtd::stop`] or [`Libvirtd::kill9`] and waits until it answers.
     #[track_caller]
     pub fn start(&mut self) {
-        let listen: &[&str] = if self.cell.has_network() {
-            &["--listen"]
-        } else {
-            &[]
-        };
-        self.start_with(listen);
-    }
-
-    #[track_caller]
-    fn start_with(&mut self, args: &[&str]) {
+        let args: &[&str] = if self.listens { &["--listen"] } else { &[] };
         assert!(self.daemon.is_none(), "libvirtd runs already");
         self.daemon = Some(self.cell.start_within("libvirtd", args));
         let socket = self.cell.outside("/run/libvirt/libvirt-sock");
@@ -213,6 +265,18 @@ impl Hosts {
     #[track_caller]
     #[must_use]
     pub fn pair(realm: &Realm) -> Self {
+        Self::open(realm, true)
+    }
+
+    /// Opens both machines as [`Hosts::pair`] does, with libvirtds that listen on no network.
+    #[track_caller]
+    #[must_use]
+    pub fn quiet_pair(realm: &Realm) -> Self {
+        Self::open(realm, false)
+    }
+
+    #[track_caller]
+    fn open(realm: &Realm, listen: bool) -> Self {
         let desk = Arc::new(Cell::with_network("desk"));
         desk.ip(&["link", "add", "labbr", "type", "bridge"]);
         desk.ip(&["address", "add", "10.77.0.254/24", "dev", "labbr"]);
@@ -220,7 +284,7 @@ impl Hosts {
         let machine = |name: &str, number: u8| {
             let cell = Cell::with_network(name);
             cell.plug_into(&desk, number);
-            Libvirtd::inside(cell, &["--listen"], Some(Arc::clone(&desk)))
+            Libvirtd::inside(cell, listen, Some(Arc::clone(&desk)))
         };
         let (alpha, beta) = (machine("alpha", 1), machine("beta", 2));
         let cells = [&*desk, alpha.cell(), beta.cell()];
@@ -239,7 +303,7 @@ impl Hosts {
     }
 }
 
-fn write_config(cell: &Cell) {
+fn write_config(cell: &Cell, listens: bool) {
     let write = |path: &str, text: &str| {
         let path = cell.outside(path);
         fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).expect("our own folder");
@@ -257,7 +321,7 @@ listen_tls = 0
 listen_tcp = {}
 auth_tcp = \"none\"
 ",
-            u8::from(cell.has_network())
+            u8::from(listens)
         ),
     );
     write("/etc/libvirt/qemu.conf", QEMU_CONF);
