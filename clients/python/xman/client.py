@@ -360,10 +360,10 @@ class Client:
     # -----------------------------------------------------------------------------------------------------------------
 
     def _idle(self) -> None:
-        if self._running is not None:
-            raise Error("another call runs on this session: finish it, or close its events, first")
         if not self._stream.is_open:
             raise Lost("the session has ended")
+        if self._running is not None:
+            raise Error("another call runs on this session: finish it, or close its events, first")
 
     def _begin(
         self,
@@ -379,8 +379,7 @@ class Client:
         deadline_ms = None if timeout is None else int(min(max(timeout, 0.001), LONGEST) * 1000)
         call = m.Call(id or uuid4(), deadline_ms, verb.number, hypervisor, on_behalf_of, body)
         message = _message(call)
-        patience = DEADLINE if timeout is None else min(timeout, LONGEST)
-        begun = Begun(call.id, verb, time.monotonic() + patience + GRACE)
+        begun = Begun(call.id, verb, time.monotonic() + _patience(verb, arguments, timeout) + GRACE)
         self._look_again()
         self._running = call.id
         self._heard = time.monotonic()
@@ -461,9 +460,7 @@ class Events:
         self.cursor = arguments.since
         self._client = client
         self._items: Deque[m.Item] = deque()
-        # A deadline of its own: the host's usual one is for calls that come to an end by themselves.
-        timeout = LONGEST if arguments.follow else None
-        self._begun: Optional[Begun] = client._begin(m.VERBS["events"], arguments, timeout=timeout)
+        self._begun: Optional[Begun] = client._begin(m.VERBS["events"], arguments)
 
     def __enter__(self) -> Events:
         return self
@@ -599,6 +596,14 @@ def _passes(error: Error) -> bool:
     if isinstance(error, Refused):
         return error.reason in (Reason.NO_ROOM, Reason.REPLAY)
     return isinstance(error, (Lost, Unreachable))
+
+
+def _patience(verb: m.Verb, arguments: Any, timeout: Optional[float]) -> float:
+    """Returns for how long the host works on a call at most; as long as it says that it lives where that is unbounded."""
+    if timeout is not None:
+        return min(timeout, LONGEST)
+    unbounded = verb.effect is m.Effect.JOB or verb.name == "job-wait" or getattr(arguments, "follow", False)
+    return float("inf") if unbounded else DEADLINE
 
 
 def _message(message: m.Outgoing) -> bytes:

@@ -80,7 +80,7 @@ class Context:
     def _verify(self) -> None:
         """Checks that the context is all that was asked for."""
         facts = inquire_context(self._raw)
-        if int(facts.flags) & int(_FLAGS) != int(_FLAGS):
+        if not _is_strong(int(facts.flags)):
             raise ProtocolError("the context does not prove, seal and order everything")
         if facts.mech != gssapi.MechType.kerberos:
             raise ProtocolError("the context is not one of Kerberos")
@@ -120,6 +120,10 @@ class Context:
                 raise ProtocolError("a message in clear")
             return bytes(opened.message)
         raise ProtocolError(f"a token that does not open: {trouble}")
+
+
+def _is_strong(flags: int) -> bool:
+    return flags & int(_FLAGS) == int(_FLAGS)
 
 
 def _is_meant(principal: str, host: str) -> bool:
