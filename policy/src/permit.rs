@@ -73,8 +73,7 @@ impl Permits {
     /// Where too many wait already.
     pub fn give(&self, arrival: Arrival, now: Instant) -> Result<Permit, TooMany> {
         let mut permits = self.permits();
-        permits
-            .retain(|_, given| !matches!(given.stage, Stage::Given { until } if until <= now));
+        permits.retain(|_, given| !matches!(given.stage, Stage::Given { until } if until <= now));
         let waiting = permits.values().filter(|given| given.is_waiting()).count();
         if waiting >= MAX_GIVEN {
             return Err(TooMany);

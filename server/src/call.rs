@@ -106,12 +106,18 @@ async fn answer(
         (Some(_), None) => Subject::UnknownDomain,
         (Some(_), Some(facts)) => Subject::Domain(facts.into()),
     };
-    let mut verdict = host.may(&caller, request.verb(), on);
+    let mut verdict = host.judge(&caller, &request, on);
     if matches!(verdict, Verdict::Allow(_))
         && perform::is_forced(&request)
         && let plug @ Verdict::Deny(_) = host.may(&caller, Verb::Destroy, on)
     {
         verdict = plug;
+    }
+    if matches!(verdict, Verdict::Allow(_))
+        && perform::is_of_host(&request)
+        && let on_host @ Verdict::Deny(_) = host.may(&caller, request.verb(), Subject::Host)
+    {
+        verdict = on_host;
     }
     let deadline = deadline(&header);
     if let (Some(domain), None) = (request.domain(), &facts) {
@@ -176,6 +182,9 @@ async fn answer(
 
 /// Carries out what ends with its session, and ends it when the right to it does.
 async fn attended(grant: Grant, request: Request, work: Work) -> Outcome {
+    if request.verb().goes_by_permit() {
+        return perform::perform(grant, request, work).await;
+    }
     let (host, caller) = (Arc::clone(&work.host), work.caller.clone());
     let (verb, judged) = (request.verb(), work.facts.clone());
     tokio::select! {

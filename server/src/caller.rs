@@ -30,6 +30,8 @@ pub(crate) struct Caller {
     /// Whose rights count: the caller's own, or those of whom the caller acts for.
     pub(crate) person: Arc<Person>,
     pub(crate) address: IpAddr,
+    /// As whom the caller called this host: `xman/HOST@REALM`.
+    pub(crate) called: Principal,
     pub(crate) session: String,
     pub(crate) until: SystemTime,
 }

@@ -9,12 +9,15 @@ use std::{
 
 use jiff::SignedDuration;
 use serde::{Deserialize, Deserializer, de::Error as _};
-use xman_common::{name::HostName, protocol::PORT};
+use xman_common::{
+    name::{HostName, LinkName},
+    protocol::PORT,
+};
 use xman_policy::{cedar, external::External, groups::PrincipalPattern, k5login};
 
 use crate::{
     ROOT, audit,
-    hypervisor::{Hypervisors, hostname},
+    hypervisor::{self, Hypervisors, hostname},
     store::Store,
 };
 
@@ -58,6 +61,8 @@ pub(crate) struct Config {
     pub(crate) authorization: Authorization,
     /// Where guests may go.
     pub(crate) migration: Migration,
+    /// What may be attached to domains.
+    pub(crate) devices: Devices,
     /// What callers may use up.
     pub(crate) limits: Limits,
 }
@@ -116,6 +121,18 @@ pub(crate) struct Migration {
     pub(crate) uri: String,
 }
 
+/// `[devices]`: what of the host a domain may get by `attach`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct Devices {
+    /// Folders below which images and block devices lie.
+    pub(crate) disks: Vec<PathBuf>,
+    /// libvirt's networks.
+    pub(crate) networks: Vec<LinkName>,
+    /// The host's bridges.
+    pub(crate) bridges: Vec<LinkName>,
+}
+
 /// `[limits]`: each answers an attack that its docs name.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -148,6 +165,7 @@ impl Default for Config {
             shutdown_grace: Duration::from_secs(20),
             authorization: Authorization::default(),
             migration: Migration::default(),
+            devices: Devices::default(),
             limits: Limits::default(),
         }
     }
@@ -184,6 +202,16 @@ impl Default for Migration {
         Self {
             peers: Vec::new(),
             uri: "qemu+tls://{host}/system".to_owned(),
+        }
+    }
+}
+
+impl Default for Devices {
+    fn default() -> Self {
+        Self {
+            disks: vec!["/var/lib/libvirt/images".into()],
+            networks: "default".parse().into_iter().collect(),
+            bridges: Vec::new(),
         }
     }
 }
@@ -256,6 +284,16 @@ impl Config {
             Some("`authorization.backends` names a backend twice".to_owned())
         } else if !self.migration.uri.contains("{host}") {
             Some("`migration.uri` lacks {host}, where the destination's name goes".to_owned())
+        } else if self
+            .devices
+            .disks
+            .iter()
+            .any(|folder| !folder.is_absolute() || folder.parent().is_none())
+        {
+            Some(
+                "`devices.disks` names folders from the root on, and never the root itself"
+                    .to_owned(),
+            )
         } else if [
             limits.max_unauthenticated,
             limits.max_unauthenticated_per_address,
@@ -338,6 +376,10 @@ pub(crate) async fn check(config: &Config, keys: Result<String, String>) -> Vec<
             Backend::External => findings.push(check_authority(&config.authorization)),
         }
     }
+    findings.extend(config.devices.disks.iter().map(|folder| Finding {
+        what: format!("images {}", folder.display()),
+        how: hypervisor::check_images(folder, ROOT),
+    }));
     for uri in &config.hypervisors {
         findings.push(Finding {
             what: format!("hypervisor {uri}"),
@@ -417,6 +459,8 @@ mod tests {
         let config = parse("").unwrap();
         assert_eq!(config.listen, ["[::]:9626".parse().unwrap()]);
         assert_eq!(config.limits.handshake, Duration::from_secs(10));
+        assert_eq!(config.devices.disks, [Path::new("/var/lib/libvirt/images")]);
+        assert!(config.devices.networks == ["default".parse().unwrap()]);
     }
 
     #[test]
@@ -436,6 +480,10 @@ mod tests {
             "[authorization]\nexternal-timeout = '0s'",
             "[migration]\nuri = 'qemu+tls://host/system'",
             "[migration]\npeers = ['a/b']",
+            "[devices]\ndisks = ['images']",
+            "[devices]\ndisks = ['/']",
+            "[devices]\nbridges = ['a/b']",
+            "[devices]\ndisk = []",
             "[limits]\nmax-sessions = 0",
             "[limits]\nmax-session = 5",
         ] {

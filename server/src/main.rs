@@ -9,6 +9,7 @@ mod call;
 mod caller;
 mod clock;
 mod config;
+mod console;
 mod dmesg;
 mod door;
 mod expect;
@@ -16,6 +17,8 @@ mod hypervisor;
 mod input;
 mod jobs;
 mod listen;
+mod moving;
+mod peer;
 mod people;
 mod perform;
 mod repeat;
@@ -44,11 +47,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing_subscriber::EnvFilter;
 use xman_common::gss::Keys;
-use xman_policy::{Authorizer, Chain, cedar::Cedar, k5login::K5login};
+use xman_policy::{Authorizer, Chain, cedar::Cedar, k5login::K5login, permit::Permits};
 
 use crate::{
     audit::Audit,
     config::{Backend, Config},
+    console::Consoles,
     door::Door,
     expect::Table,
     hypervisor::Hypervisors,
@@ -119,12 +123,14 @@ struct Host {
     config: Config,
     keys: Keys,
     policy: Chain,
+    permits: Permits,
     people: People,
     audit: Audit,
     store: Store,
     hypervisors: Hypervisors,
     repeats: Repeats,
     jobs: Jobs,
+    consoles: Consoles,
     door: Arc<Door>,
     sessions: TaskTracker,
     changes: TaskTracker,
@@ -186,10 +192,18 @@ fn complain(error: &str) -> ExitCode {
     ExitCode::from(EX_CONFIG)
 }
 
-/// GSSAPI takes the keytab from the environment only, which is safely set at exec alone: so xmand executes itself once with it.
+/// GSSAPI takes keytab and credential cache from the environment only, which is safely set at exec alone: so xmand executes itself once with them.
 fn adopt_keytab(config: &Config) -> Result<(), String> {
-    const VARIABLE: &str = "KRB5_KTNAME";
-    if std::env::var_os(VARIABLE).as_deref() == Some(config.keytab.as_os_str()) {
+    let keytab = config.keytab.as_os_str();
+    // Its keys are our identity towards callers, and towards other hosts; tickets for those stay in memory, and nobody else's are used.
+    let ours = [
+        ("KRB5_KTNAME", keytab),
+        ("KRB5_CLIENT_KTNAME", keytab),
+        ("KRB5CCNAME", OsStr::new("MEMORY:xmand")),
+    ];
+    let is_ours =
+        |(name, value): &(&str, &OsStr)| std::env::var_os(name).as_deref() == Some(*value);
+    if ours.iter().all(is_ours) {
         return Ok(());
     }
     let mut arguments = std::env::args_os();
@@ -201,7 +215,7 @@ fn adopt_keytab(config: &Config) -> Result<(), String> {
     let error = process::Command::new(program)
         .arg0(name)
         .args(arguments)
-        .env(VARIABLE, &config.keytab)
+        .envs(ours)
         .exec();
     Err(format!("cannot execute myself with the keytab: {error}"))
 }
@@ -281,6 +295,7 @@ async fn serve(config: Config) -> Result<ExitCode, String> {
     let host = Arc::new(Host {
         keys,
         policy: policy(&config)?,
+        permits: Permits::default(),
         people: People::new(config.authorization.unix_groups),
         audit: Audit::start(&config.syslog)
             .map_err(|error| format!("cannot start the audit log: {error}"))?,
@@ -288,6 +303,7 @@ async fn serve(config: Config) -> Result<ExitCode, String> {
         hypervisors: Hypervisors::start(config.hypervisors.clone()),
         repeats: Repeats::default(),
         jobs: Jobs::default(),
+        consoles: Consoles::default(),
         door: Arc::default(),
         sessions: TaskTracker::new(),
         changes: TaskTracker::new(),
@@ -295,6 +311,9 @@ async fn serve(config: Config) -> Result<ExitCode, String> {
         config,
     });
     host.reread_policy();
+    moving::take_up(&host)
+        .await
+        .map_err(|error| format!("state directory: {error}"))?;
     // Before anybody hears that xmand is ready: whoever does may send a signal at once.
     let signals = Signals::catch().map_err(|error| format!("cannot catch signals: {error}"))?;
     for listener in listeners {

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use xman_common::protocol::{Ask, Code, Fault, Item, Reply, Request, Verb};
+use xman_common::protocol::{Ask, Code, Fault, Item, Reply, Request, Verb, Way};
 use xman_policy::{Action, Grant};
 
 use crate::{
     answers::{self, ROWS_A_FRAME},
     caller::{Outcome, Piece},
-    hypervisor::{Change, Target},
-    jobs,
+    console,
+    hypervisor::{Change, Route, Target},
+    jobs, moving,
     work::Work,
 };
 
@@ -113,10 +114,14 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
             .pause(work.target(Verb::Pause)?, deadline)
             .await
             .map(Reply::Domain),
-        Request::Unpause(_) => hypervisors
-            .unpause(work.target(Verb::Unpause)?, deadline)
-            .await
-            .map(Reply::Domain),
+        Request::Unpause(_) => {
+            let target = work.target(Verb::Unpause)?;
+            moving::may_run(&host, target.facts.uuid)?;
+            hypervisors
+                .unpause(target, deadline)
+                .await
+                .map(Reply::Domain)
+        }
         Request::MemSet(set) => {
             let domain = hypervisors
                 .mem_set(work.target(Verb::MemSet)?, &set, deadline)
@@ -130,25 +135,24 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
             .vcpu_set(work.target(Verb::VcpuSet)?, &set, deadline)
             .await
             .map(Reply::Domain),
-        Request::Migrate(migrate) => {
-            let there = &migrate.destination;
-            let uri = host.config.migration_uri(there).ok_or_else(|| {
-                Fault::new(Code::Refused, format!("{there} is no migration peer of this host; its administrator lists peers in [migration] of xmand.toml"))
-            })?;
-            let detail = format!("to {there}");
-            let moving = |target, progress| {
-                hypervisors.migrate(
-                    target,
-                    uri,
-                    migrate.bandwidth,
-                    migrate.downtime_ms,
-                    progress,
-                )
-            };
-            jobs::begin(&work, Verb::Migrate, detail, moving)
+        Request::Migrate(migrate) => match migrate.way.clone() {
+            Way::Channel { port, permit } => moving::leave(&work, &migrate, port, permit)
                 .await
-                .map(Reply::Job)
-        }
+                .map(Reply::Job),
+            Way::Direct => {
+                let there = &migrate.destination;
+                let uri = host.config.migration_uri(there);
+                let uri = uri.ok_or_else(|| moving::no_peer(there))?;
+                let detail = format!("to {there}, direct");
+                let (bandwidth, downtime) = (migrate.bandwidth, migrate.downtime_ms);
+                let moving = |target, progress| {
+                    hypervisors.migrate(target, Route::Direct(uri), bandwidth, downtime, progress)
+                };
+                jobs::begin(&work, Verb::Migrate, detail, moving)
+                    .await
+                    .map(Reply::Job)
+            }
+        },
         Request::MigrateAbort(_) => hypervisors
             .give_up(work.target(Verb::MigrateAbort)?, deadline)
             .await
@@ -234,10 +238,23 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
         | Request::RestoreFrom(_)
         | Request::DiscardImage(_) => Err(unbuilt()),
         Request::Autostart(_) | Request::Reset(_) | Request::Rename(_) => Err(unbuilt()),
-        Request::Attach(_) | Request::Detach(_) => Err(unbuilt()),
-        Request::Console(_) => Err(unbuilt()),
+        Request::Attach(attach) => {
+            let target = work.target_with_host(Verb::Attach)?;
+            let allowed = host.config.devices.clone();
+            hypervisors
+                .attach(target, attach, allowed, work.eyes(), deadline)
+                .await
+                .map(|(domain, device)| Reply::Attached { domain, device })
+        }
+        Request::Detach(detach) => hypervisors
+            .detach(work.target(Verb::Detach)?, detach, deadline)
+            .await
+            .map(Reply::Domain),
+        Request::Console(asked) => console::attend(&asked, work).await,
         Request::Events(_) => Err(unbuilt()),
-        Request::MigrateIn(_) | Request::Carry(_) | Request::Settle(_) => Err(unbuilt()),
+        Request::MigrateIn(coming) => moving::permit(&grant, &work, coming),
+        Request::Carry(on) => moving::carry(work, on.permit).await,
+        Request::Settle(settle) => moving::settle(&work, settle).await,
     }
 }
 
@@ -251,4 +268,9 @@ pub(crate) fn is_forced(request: &Request) -> bool {
         request,
         Request::Reboot(Ask { force: true, .. }) | Request::Shutdown(Ask { force: true, .. })
     )
+}
+
+/// Whether a request brings something of the host's to a domain, which takes the right to its verb on the host beside that on the domain.
+pub(crate) fn is_of_host(request: &Request) -> bool {
+    matches!(request, Request::Attach(_))
 }

@@ -1,12 +1,15 @@
 //! May this caller? Every question to the policy goes through here: at a call's beginning, again in a lane, for each row of a list, and again
 //! and again while something goes on.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{task::block_in_place, time::sleep};
 use xman_common::{
     name::{DomainRef, Principal},
-    protocol::{Code, DomainRow, ExplainStep, Explanation, Fault, Verb},
+    protocol::{Code, DomainRow, ExplainStep, Explanation, Fault, OnPermit, Request, Settle, Verb},
 };
 use xman_policy::{Action, DomainFacts, Person, Query, Subject, Verdict};
 
@@ -35,6 +38,18 @@ impl Host {
         match self.may_act(caller) {
             Some(Verdict::Deny(reason)) => Verdict::Deny(reason),
             Some(Verdict::Allow(_)) | None => self.decide(&caller.query(action, on)),
+        }
+    }
+
+    /// Answers what a call asks for: by the rules, or where another host shows a permit for it, by that.
+    pub(crate) fn judge(&self, caller: &Caller, request: &Request, on: Subject<'_>) -> Verdict {
+        let (realm, peer) = (caller.called.realm(), &caller.proven.principal);
+        if let Request::Carry(OnPermit { permit }) = request {
+            self.permits.carry(permit, realm, peer, Instant::now())
+        } else if let Request::Settle(Settle { permit, .. }) = request {
+            self.permits.settle(permit, realm, peer)
+        } else {
+            self.may(caller, request.verb(), on)
         }
     }
 

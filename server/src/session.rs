@@ -102,6 +102,7 @@ pub(crate) async fn run(
         person: Arc::clone(&proven),
         proven,
         address,
+        called: channel.own().clone(),
         session,
         until,
     };

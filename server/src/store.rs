@@ -1,4 +1,4 @@
-//! What must survive a crash: outcomes of changing calls by their id, and jobs. SQLite, write-ahead log, full sync, one writer.
+//! What must survive a crash: outcomes of changing calls by their id, jobs, and guests on their way. SQLite, write-ahead log, full sync, one writer.
 //!
 //! ```text
 //! a change:   begin() -> Fresh -> (carried out) -> finish()
@@ -24,13 +24,14 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 use xman_common::{
     codec,
-    protocol::{Code, Fault, JobRow, JobState, Reply},
+    protocol::{Code, Fault, JobRow, JobState, Permit, Reply},
 };
+use xman_policy::permit::Arrival;
 
-use crate::{ROOT, clock::now_ms};
+use crate::{ROOT, clock::now_ms, moving::Departure};
 
 /// The layout of the tables; an older one is brought up to date when it is opened, a newer one refused.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 /// How long outcomes and ended jobs are remembered.
 const MEMORY: Duration = Duration::from_secs(24 * 3600);
 /// Outcomes kept for one principal: a script that never repeats an id cannot fill the disk.
@@ -278,6 +279,93 @@ impl Store {
         Ok(left.len())
     }
 
+    /// Writes down that a domain may arrive by a permit, before any of it does.
+    pub(crate) async fn put_arrival(
+        &self,
+        permit: &Permit,
+        arrival: &Arrival,
+    ) -> Result<(), StoreError> {
+        let (permit, row) = (permit.0, codec::encode(arrival).unwrap_or_default());
+        self.order(move |connection| {
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO arrivals (permit, row) VALUES (?1, ?2)")?
+                .execute(params![permit, row])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Writes down that an arrival has come to its end.
+    pub(crate) async fn settle_arrival(&self, permit: &Permit) -> Result<(), StoreError> {
+        let permit = permit.0;
+        self.order(move |connection| {
+            connection
+                .prepare_cached("UPDATE arrivals SET settled_ms = ?2 WHERE permit = ?1")?
+                .execute(params![permit, stamp()])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Returns all arrivals that are remembered, and whether they have come to their end.
+    pub(crate) async fn arrivals(&self) -> Result<Vec<(Permit, Arrival, bool)>, StoreError> {
+        self.order(|connection| {
+            let mut statement =
+                connection.prepare_cached("SELECT permit, row, settled_ms FROM arrivals")?;
+            let rows = statement.query_map([], |row| {
+                Ok((
+                    row.get::<_, [u8; 32]>(0)?,
+                    row.get::<_, Vec<u8>>(1)?,
+                    row.get::<_, Option<i64>>(2)?,
+                ))
+            })?;
+            Ok(rows
+                .filter_map(Result::ok)
+                .filter_map(|(permit, row, settled)| {
+                    let arrival = codec::decode(&row).ok()?;
+                    Some((Permit(permit), arrival, settled.is_some()))
+                })
+                .collect())
+        })
+        .await
+    }
+
+    /// Writes down that a domain may leave, before any of it does.
+    pub(crate) async fn put_departure(&self, departure: &Departure) -> Result<(), StoreError> {
+        let (job, row) = (departure.job, codec::encode(departure).unwrap_or_default());
+        self.order(move |connection| {
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO departures (job, row) VALUES (?1, ?2)")?
+                .execute(params![job.as_bytes(), row])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Forgets a departure: the other host has heard where the domain is.
+    pub(crate) async fn drop_departure(&self, job: Uuid) -> Result<(), StoreError> {
+        self.order(move |connection| {
+            connection
+                .prepare_cached("DELETE FROM departures WHERE job = ?1")?
+                .execute([job.as_bytes()])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Returns the departures of which the other host has not heard the end.
+    pub(crate) async fn departures(&self) -> Result<Vec<Departure>, StoreError> {
+        self.order(|connection| {
+            let mut statement = connection.prepare_cached("SELECT row FROM departures")?;
+            let rows = statement.query_map([], |row| row.get::<_, Vec<u8>>(0))?;
+            Ok(rows
+                .filter_map(Result::ok)
+                .filter_map(|row| codec::decode(&row).ok())
+                .collect())
+        })
+        .await
+    }
+
     async fn order<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, rusqlite::Error> + Send + 'static,
@@ -427,8 +515,12 @@ fn connect(directory: &Path) -> Result<Connection, StoreError> {
     connection.busy_timeout(Duration::from_secs(5))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
-    match connection.pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0))? {
-        0 => connection.execute_batch(&format!(
+    let found = connection.pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0))?;
+    if found > SCHEMA {
+        return Err(StoreError::Newer { found });
+    }
+    if found < 1 {
+        connection.execute_batch(
             "BEGIN;
              CREATE TABLE calls (principal TEXT NOT NULL, behalf TEXT NOT NULL, id BLOB NOT NULL, digest BLOB NOT NULL,
                  verb TEXT NOT NULL, began_ms INTEGER NOT NULL, ended_ms INTEGER, outcome BLOB, UNIQUE (principal, behalf, id));
@@ -436,12 +528,23 @@ fn connect(directory: &Path) -> Result<Connection, StoreError> {
              CREATE INDEX calls_principal ON calls (principal, began_ms);
              CREATE TABLE jobs (id BLOB NOT NULL UNIQUE, row BLOB NOT NULL, ended_ms INTEGER);
              CREATE INDEX jobs_age ON jobs (ended_ms);
-             PRAGMA user_version = {SCHEMA};
-             COMMIT;"
-        ))?,
-        SCHEMA => {}
-        found => return Err(StoreError::Newer { found }),
+             PRAGMA user_version = 1;
+             COMMIT;",
+        )?;
     }
+    if found < 2 {
+        connection.execute_batch(
+            "BEGIN;
+             CREATE TABLE arrivals (permit BLOB NOT NULL UNIQUE, row BLOB NOT NULL, settled_ms INTEGER);
+             CREATE TABLE departures (job BLOB NOT NULL UNIQUE, row BLOB NOT NULL);
+             PRAGMA user_version = 2;
+             COMMIT;",
+        )?;
+    }
+    connection.execute(
+        "DELETE FROM arrivals WHERE settled_ms < ?1",
+        [stamp().saturating_sub(memory_ms())],
+    )?;
     // Nothing is under way yet: these were interrupted, and had their day.
     connection.execute(
         "DELETE FROM calls WHERE began_ms < ?1 AND ended_ms IS NULL",

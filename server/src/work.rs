@@ -10,7 +10,7 @@ use xman_policy::{Action, Subject, Verdict};
 use crate::{
     Host,
     caller::{Caller, Outcome, Piece},
-    hypervisor::{Facts, Judge, NewDomain, Target, XmlJudge},
+    hypervisor::{Eyes, Facts, Judge, NewDomain, Target, XmlJudge},
     input::Input,
 };
 
@@ -57,6 +57,24 @@ impl Work {
             judge: Arc::new(move |facts| asked(facts).and_then(|()| plug(facts))),
             ..target
         })
+    }
+
+    /// As [`Work::target`], for a verb that brings something of the host's and so is judged on the host too.
+    pub(crate) fn target_with_host(&self, verb: Verb) -> Result<Target, Fault> {
+        let target = self.target(verb)?;
+        let (host, caller, judge) = (Arc::clone(&self.host), self.caller.clone(), target.judge);
+        Ok(Target {
+            judge: Arc::new(move |facts| {
+                ask_again(&host, &caller, verb, Subject::Host).and_then(|()| judge(facts))
+            }),
+            ..target
+        })
+    }
+
+    /// Which domains the caller may see.
+    pub(crate) fn eyes(&self) -> Eyes {
+        let (host, caller) = (Arc::clone(&self.host), self.caller.clone());
+        Arc::new(move |facts| host.sees(&caller, facts))
     }
 
     pub(crate) fn judge(&self, verb: Verb) -> Judge {

@@ -4,6 +4,7 @@
 //! inventory and events   1 connection   the reader's (reader.rs)
 //! work                   4 connections  at most 5 calls each: what libvirtd serves of one client at a time
 //! urgent                 1 connection   destroy and abort, which libvirtd's priority workers carry out even if all others hang
+//! consoles               1 each         libvirtd reads no more of a connection while a guest does not take what is typed (console.rs)
 //! ```
 //! A driver inside this process (`test:///`, `qemu:///embed`) has one connection for everything.
 
@@ -22,6 +23,7 @@ use xman_common::protocol::{Code, Fault};
 
 use super::{
     bell::Bell,
+    console::Consoles,
     faults,
     inventory::Inventory,
     lanes::{Held, Lanes},
@@ -70,6 +72,7 @@ pub(super) struct Hypervisor {
     reads: Arc<Semaphore>,
     moves: Arc<Semaphore>,
     urgents: Arc<Semaphore>,
+    pub(super) consoles: Consoles,
 }
 
 /// A call in the thread that carries it out.
@@ -139,6 +142,7 @@ impl Hypervisor {
             reads: Arc::new(Semaphore::new(MAX_READS)),
             moves: Arc::new(Semaphore::new(MAX_MOVES)),
             urgents: Arc::new(Semaphore::new(MAX_URGENT)),
+            consoles: Consoles::default(),
         }
     }
 
@@ -201,6 +205,24 @@ impl Hypervisor {
             *lock(shared) = Some(connection.clone());
         }
         Ok(connection)
+    }
+
+    /// Opens a connection for one console. It gets no keep-alive: while a guest does not take what is typed, libvirtd is silent on it.
+    ///
+    /// # Errors
+    /// `Unavailable` where libvirt cannot be reached.
+    pub(super) fn call_for_console(&self) -> Result<Call, Fault> {
+        let begun = Arc::<Begun>::default();
+        if self.shared.is_some() {
+            return self.call(Class::Read, begun);
+        }
+        let connection = Connect::open(Some(&self.uri))
+            .map_err(|error| self.unreachable(&faults::unreachable(&error)))?;
+        Ok(Call {
+            connection,
+            begun,
+            _seat: None,
+        })
     }
 
     fn semaphore(&self, class: Class) -> &Arc<Semaphore> {

@@ -1,19 +1,24 @@
 //! The libvirt calls that `virt` lacks or gets wrong, and the only unsafe code: events, statistics in bulk, a domain's
-//! state, job statistics and the end of a job. Everything here is a thin call; what it means is decided elsewhere.
+//! state, job statistics and the end of a job, and what a stream brings. Everything here is a thin call; what it means is decided elsewhere.
 #![allow(
     unsafe_code,
     reason = "libvirt is a C library; every block says why it is sound"
 )]
 
 use std::{
+    collections::BTreeMap,
     ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void},
+    marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
     ptr, slice,
-    sync::Arc,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use uuid::Uuid;
-use virt::{connect::Connect, domain::Domain, error::Error};
+use virt::{connect::Connect, domain::Domain, error::Error, stream::Stream};
 use virt_sys as sys;
 
 /// What libvirt reports by itself.
@@ -439,5 +444,115 @@ pub(super) fn abort_job(domain: &Domain) -> Result<(), Error> {
     match unsafe { sys::virDomainAbortJob(domain.as_ptr()) } {
         0 => Ok(()),
         _ => Err(Error::last_error()),
+    }
+}
+
+/// Is told that a stream has something, or that it is over. On libvirt's event thread: must not block.
+pub(super) type Attendant = Arc<dyn Fn(Ready<'_>) + Send + Sync>;
+
+/// Attendants by their number. libvirt is given the number instead of a pointer: some of its versions never free what they were given, and
+/// none says when a callback has run for the last time.
+static ATTENDANTS: Mutex<BTreeMap<usize, Attendant>> = Mutex::new(BTreeMap::new());
+static NEXT_ATTENDANT: AtomicUsize = AtomicUsize::new(1);
+
+/// A stream that is looked after until it is dropped, and then aborted: a stream that is neither aborted nor finished is never freed.
+/// `virt`'s own callback keeps a pointer to a `Stream` that may have moved.
+pub(super) struct Attended {
+    stream: Stream,
+    number: usize,
+}
+
+impl Attended {
+    /// Looks after a stream that is open and does not block.
+    ///
+    /// # Errors
+    /// libvirt's.
+    pub(super) fn new(stream: Stream, attendant: Attendant) -> Result<Self, Error> {
+        let number = NEXT_ATTENDANT.fetch_add(1, Ordering::Relaxed);
+        attendants().insert(number, attendant);
+        let attended = Self { stream, number };
+        let events = sys::VIR_STREAM_EVENT_READABLE
+            | sys::VIR_STREAM_EVENT_ERROR
+            | sys::VIR_STREAM_EVENT_HANGUP;
+        // SAFETY: the stream is alive; the callback takes the opaque value as a number and never as a pointer, so it needs no freeing
+        // and may come at any time.
+        let added = unsafe {
+            sys::virStreamEventAddCallback(
+                attended.stream.as_ptr(),
+                c_int::try_from(events).unwrap_or(c_int::MAX),
+                Some(on_stream),
+                ptr::without_provenance_mut(number),
+                None,
+            )
+        };
+        if added == 0 {
+            Ok(attended)
+        } else {
+            Err(Error::last_error())
+        }
+    }
+
+    /// Sends as much as the stream takes; nothing where that would block and the driver says so. libvirt's remote driver blocks nevertheless.
+    ///
+    /// # Errors
+    /// libvirt's.
+    pub(super) fn send(&self, bytes: &[u8]) -> Result<Option<usize>, Error> {
+        self.stream
+            .send(bytes)
+            .map(|sent| usize::try_from(sent).ok())
+    }
+}
+
+impl Drop for Attended {
+    fn drop(&mut self) {
+        // SAFETY: the stream is alive. Neither call does harm where there is no callback or the stream is over.
+        unsafe {
+            sys::virStreamEventRemoveCallback(self.stream.as_ptr());
+            sys::virStreamAbort(self.stream.as_ptr());
+        }
+        attendants().remove(&self.number);
+    }
+}
+
+/// A stream inside its callback.
+pub(super) struct Ready<'a> {
+    stream: sys::virStreamPtr,
+    _callback: PhantomData<&'a ()>,
+}
+
+impl Ready<'_> {
+    /// Takes what has come, and returns its length: `None` where nothing has, 0 where nothing will.
+    ///
+    /// # Errors
+    /// libvirt's: the stream is over.
+    pub(super) fn receive(&self, buffer: &mut [u8]) -> Result<Option<usize>, Error> {
+        // SAFETY: the stream is alive during the callback, and the buffer has the length that is given.
+        let received =
+            unsafe { sys::virStreamRecv(self.stream, buffer.as_mut_ptr().cast(), buffer.len()) };
+        match received {
+            -1 => Err(Error::last_error()),
+            received => Ok(usize::try_from(received).ok()),
+        }
+    }
+
+    /// Asks for no more callbacks: a stream that is over would bring one after the other.
+    pub(super) fn hush(&self) {
+        // SAFETY: the stream is alive during the callback, from which its events may be changed.
+        unsafe { sys::virStreamEventUpdateCallback(self.stream, 0) };
+    }
+}
+
+fn attendants() -> MutexGuard<'static, BTreeMap<usize, Attendant>> {
+    ATTENDANTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+unsafe extern "C" fn on_stream(stream: sys::virStreamPtr, _events: c_int, opaque: *mut c_void) {
+    let attendant = attendants().get(&opaque.addr()).cloned();
+    let ready = Ready {
+        stream,
+        _callback: PhantomData,
+    };
+    if let Some(attendant) = attendant {
+        let _ = catch_unwind(AssertUnwindSafe(|| attendant(ready)));
     }
 }

@@ -21,7 +21,7 @@ use xman_common::{
 };
 use xman_policy::Lease;
 
-use super::{Facts, hostname, metadata};
+use super::{Ailing, Facts, hostname, metadata};
 use crate::clock::now_ms;
 
 /// How long libvirt may owe an answer before its rows are marked.
@@ -149,6 +149,19 @@ impl Host {
             _ => Some(self.trouble.clone()),
         }
     }
+
+    /// What is wrong, also where that is only that its domains were never read, or not for long.
+    fn ails(&self, now: Instant) -> Option<String> {
+        match (self.trouble(now), self.read) {
+            (Some(why), _) => Some(why),
+            (None, None) => Some("its domains are being read for the first time".to_owned()),
+            (None, Some(_)) if !self.is_stale(now) => None,
+            (None, Some(at)) => Some(format!(
+                "its domains were last read {} s ago",
+                now.duration_since(at).as_secs()
+            )),
+        }
+    }
 }
 
 impl Inventory {
@@ -164,31 +177,46 @@ impl Inventory {
         }
     }
 
-    /// Finds a domain: by name on the first configured hypervisor that has it, unless one is given.
+    /// Finds a domain, on one hypervisor or the first that has it.
     pub(super) fn find(&self, domain: &DomainRef, hypervisor: Option<usize>) -> Option<Facts> {
+        self.candidates(domain, hypervisor).into_iter().next()
+    }
+
+    /// Returns the domains of a name or UUID in the order of the hypervisors, one a hypervisor at most, of all or one.
+    pub(super) fn candidates(
+        &self,
+        domain: &DomainRef,
+        hypervisor: Option<usize>,
+    ) -> Vec<Facts> {
         let memory = self.memory();
         let now = Instant::now();
         let here = |host: usize| hypervisor.is_none_or(|wanted| wanted == host);
+        let mut found: Vec<(&Key, &Record)> = Vec::new();
         match domain {
-            DomainRef::Uuid(uuid) => (0..memory.hosts.len())
-                .filter(|host| here(*host))
-                .find_map(|host| memory.entry(host, *uuid))
-                .map(|(key, record)| memory.facts(key, record, self.shared_uri(key.1), now)),
+            DomainRef::Uuid(uuid) => {
+                let hosts = (0..memory.hosts.len()).filter(|host| here(*host));
+                found.extend(hosts.filter_map(|host| memory.entry(host, *uuid)));
+            }
             DomainRef::Name(name) => {
                 let named =
                     (name.clone(), 0, Uuid::nil())..=(name.clone(), usize::MAX, Uuid::max());
-                let mut found: Option<(&Key, &Record)> = None;
                 for (key, record) in memory.records.range(named).filter(|(key, _)| here(key.1)) {
                     // Two of one name on one hypervisor: the older record is a ghost that is about to go.
-                    match found {
-                        Some((other, _)) if other.1 < key.1 => break,
-                        Some((_, older)) if older.began >= record.began => {}
-                        _ => found = Some((key, record)),
+                    match found.last_mut() {
+                        Some((other, older)) if other.1 == key.1 => {
+                            if older.began < record.began {
+                                (*other, *older) = (key, record);
+                            }
+                        }
+                        _ => found.push((key, record)),
                     }
                 }
-                found.map(|(key, record)| memory.facts(key, record, self.shared_uri(key.1), now))
             }
         }
+        found
+            .into_iter()
+            .map(|(key, record)| memory.facts(key, record, self.shared_uri(key.1), now))
+            .collect()
     }
 
     /// All domains, sorted by name.
@@ -300,15 +328,22 @@ impl Inventory {
         self.memory().hosts.get(hypervisor)?.trouble(Instant::now())
     }
 
-    /// A hypervisor, of all or one, whose domains have never been read, and why.
-    pub(super) fn unread(&self, hypervisor: Option<usize>) -> Option<String> {
+    /// The hypervisors, of all or one, with which something is wrong: what is known of their domains is old, or nothing is.
+    pub(super) fn ailing(&self, hypervisor: Option<usize>) -> Vec<Ailing> {
         let memory = self.memory();
-        let mut hosts = memory.hosts.iter().enumerate();
-        let (index, host) = hosts.find(|(index, host)| {
-            hypervisor.is_none_or(|asked| asked == *index) && host.read.is_none()
-        })?;
-        let why = host.trouble(Instant::now());
-        Some(why.unwrap_or_else(|| format!("{} is being read for the first time", self.uri(index))))
+        let now = Instant::now();
+        let asked = |index: &usize| hypervisor.is_none_or(|asked| asked == *index);
+        let hosts = self.uris.iter().zip(&memory.hosts).enumerate();
+        hosts
+            .filter(|(index, _)| asked(index))
+            .filter_map(|(_, (uri, host))| {
+                Some(Ailing {
+                    uri: Arc::clone(uri),
+                    why: host.ails(now)?,
+                    unread: host.read.is_none(),
+                })
+            })
+            .collect()
     }
 
     /// The driver that answers, as libvirt calls it; empty before the first connection.

@@ -1,6 +1,7 @@
 //! Live migration, peer to peer: the two libvirts move the guest, this host watches and says where it is in the end.
 
 use std::{
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::{Duration, Instant as Moment},
@@ -35,8 +36,43 @@ const DOWNTIME_TRIES: u32 = 10;
 const RESUME_TIME: Duration = Duration::from_secs(3);
 const RESUME_LOOK: Duration = Duration::from_millis(200);
 
+/// How a guest gets to another host.
+#[derive(Clone, Debug)]
+pub(crate) enum Route {
+    /// This host's libvirt dials the other's at this URI. The guest runs there as soon as it has arrived.
+    Direct(String),
+    /// This host's libvirt finds the other's at this socket. The guest waits there for our word.
+    Channel(PathBuf),
+}
+
+impl Route {
+    /// Returns the way that a libvirt at `own` takes.
+    fn of(self, own: &str) -> Result<Way, Fault> {
+        match self {
+            Self::Direct(uri) if uri.contains('\0') => Err(Fault::new(
+                Code::BadRequest,
+                "the destination's URI holds a NUL",
+            )),
+            Self::Direct(uri) => Ok(Way { uri, waits: false }),
+            Self::Channel(socket) => match by_socket(own, &socket) {
+                Some(uri) => Ok(Way { uri, waits: true }),
+                None => Err(Fault::new(
+                    Code::Unsupported,
+                    format!("{own} moves no guests through the channel"),
+                )),
+            },
+        }
+    }
+}
+
+struct Way {
+    uri: String,
+    /// Whether the guest waits at the destination, with its virtual CPUs stopped.
+    waits: bool,
+}
+
 impl Hypervisors {
-    /// Moves a running domain to the libvirt at `uri`, which this host's libvirt dials, and ends when that has ended.
+    /// Moves a running domain to another libvirt, which this host's libvirt dials, and ends when that has ended.
     /// `bandwidth` is in MiB/s, `downtime_ms` in milliseconds.
     ///
     /// # Errors
@@ -44,18 +80,13 @@ impl Hypervisors {
     pub(crate) async fn migrate(
         &self,
         target: Target,
-        uri: String,
+        route: Route,
         bandwidth: Option<u64>,
         downtime_ms: Option<u64>,
         progress: watch::Sender<Option<Progress>>,
     ) -> Result<(), Fault> {
-        if uri.contains('\0') {
-            return Err(Fault::new(
-                Code::BadRequest,
-                "the destination's URI holds a NUL",
-            ));
-        }
         let hypervisor = self.by_index(target.facts.hypervisor)?;
+        let route = route.of(&hypervisor.uri)?;
         let lane = hypervisor
             .lanes
             .take(Key::Domain(target.facts.uuid), Instant::now() + LANE_WAIT)
@@ -63,7 +94,7 @@ impl Hypervisors {
         lane.without_deadline();
         let (host, mover) = (Arc::clone(&hypervisor), target.clone());
         let running = hypervisor.run(Class::Move, vec![lane], None, move |call| {
-            leave(call, &host, &mover, &uri, bandwidth)
+            leave(call, &host, &mover, &route, bandwidth)
         });
         let mut limit = Downtime::new(downtime_ms, target.facts.name.clone());
         let limited = move |domain: &Domain| limit.set(domain);
@@ -112,27 +143,31 @@ fn leave(
     call: &Call,
     host: &Hypervisor,
     target: &Target,
-    uri: &str,
+    route: &Way,
     bandwidth: Option<u64>,
 ) -> Result<(), Fault> {
     let visit = Visit::new(call, host, target)?;
     let name = visit.facts.name.clone();
     sense(Act::Migrate, &name, visit.state)?;
     let hostname = visit.ok(call.connection.hostname())?;
-    if uri == host.uri || is_here(uri, &hostname) {
+    if !route.waits && (route.uri == host.uri || is_here(&route.uri, &hostname)) {
         return Err(Fault::new(
             Code::Conflict,
             format!("'{name}' is on {hostname} already; choose another host"),
         ));
     }
     let persistent = visit.ok(visit.domain.is_persistent())?;
-    let flags = flags(persistent, &visit.ok(call.connection.driver_type())?);
+    let driver = visit.ok(call.connection.driver_type())?;
+    let flags = flags(persistent, &driver, route.waits);
     call.begin()?;
     let parameters = MigrateParameters {
         bandwidth,
         ..MigrateParameters::default()
     };
-    match visit.domain.migrate_to_uri3(Some(uri), parameters, flags) {
+    match visit
+        .domain
+        .migrate_to_uri3(Some(&route.uri), parameters, flags)
+    {
         Ok(()) => match visit.look() {
             Ok(Some(reading)) if reading.state.is_active() => Err(faults::unknown(&format!(
                 "libvirt reports that '{name}' was moved, and it is {} here: look at both hosts",
@@ -144,12 +179,12 @@ fn leave(
                 faults::tidy(error.message())
             ))),
         },
-        Err(error) => Err(stayed(&visit, call.fault(&error), &error)),
+        Err(error) => Err(stayed(&visit, call.fault(&error), &error, route.waits)),
     }
 }
 
 /// Looks where a domain is after its migration failed, and says so.
-fn stayed(visit: &Visit<'_>, fault: Fault, error: &Error) -> Fault {
+fn stayed(visit: &Visit<'_>, fault: Fault, error: &Error, waits: bool) -> Fault {
     let name = &visit.facts.name;
     if !visit.call.connection.is_alive().unwrap_or(false) {
         return fault;
@@ -177,6 +212,9 @@ fn stayed(visit: &Visit<'_>, fault: Fault, error: &Error) -> Fault {
         Ok(Some(reading))
             if reading.state == DomainState::Paused && visit.state != DomainState::Paused =>
         {
+            if waits {
+                return faults::unknown(&format!("the migration failed ({why})"));
+            }
             Fault::new(
                 code,
                 format!(
@@ -206,8 +244,12 @@ fn stayed(visit: &Visit<'_>, fault: Fault, error: &Error) -> Fault {
     }
 }
 
-fn flags(persistent: bool, driver: &str) -> u32 {
+fn flags(persistent: bool, driver: &str, waits: bool) -> u32 {
     let mut flags = sys::VIR_MIGRATE_LIVE | sys::VIR_MIGRATE_PEER2PEER;
+    if waits {
+        // Everything goes through the one connection, and what arrives waits for our word.
+        flags |= sys::VIR_MIGRATE_TUNNELLED | sys::VIR_MIGRATE_PAUSED;
+    }
     if persistent {
         flags |= sys::VIR_MIGRATE_PERSIST_DEST | sys::VIR_MIGRATE_UNDEFINE_SOURCE;
     }
@@ -216,6 +258,24 @@ fn flags(persistent: bool, driver: &str) -> u32 {
         flags |= sys::VIR_MIGRATE_ABORT_ON_ERROR;
     }
     flags
+}
+
+/// Returns the URI by which libvirt reaches the libvirt of another host through a socket of ours, as this host reaches its own.
+fn by_socket(uri: &str, socket: &Path) -> Option<String> {
+    let (scheme, rest) = uri.split_once("://")?;
+    let driver = scheme.split('+').next()?;
+    let place = rest.split(['?', '#']).next()?;
+    let mut escaped = String::new();
+    for byte in socket.as_os_str().as_encoded_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-_.".contains(byte) {
+            escaped.push(char::from(*byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    place
+        .starts_with('/')
+        .then(|| format!("{driver}+unix://{place}?socket={escaped}"))
 }
 
 /// Whether the host in a libvirt URI is this one, as far as names tell; libvirt itself compares more.
@@ -265,10 +325,36 @@ mod tests {
     #[test]
     fn only_a_persistent_domain_takes_its_definition_along() {
         assert_eq!(
-            flags(false, "Xen"),
+            flags(false, "Xen", false),
             sys::VIR_MIGRATE_LIVE | sys::VIR_MIGRATE_PEER2PEER
         );
-        assert_ne!(flags(true, "QEMU") & sys::VIR_MIGRATE_UNDEFINE_SOURCE, 0);
-        assert_ne!(flags(true, "QEMU") & sys::VIR_MIGRATE_ABORT_ON_ERROR, 0);
+        let waiting = flags(true, "QEMU", true);
+        for flag in [
+            sys::VIR_MIGRATE_UNDEFINE_SOURCE,
+            sys::VIR_MIGRATE_ABORT_ON_ERROR,
+            sys::VIR_MIGRATE_PAUSED,
+            sys::VIR_MIGRATE_TUNNELLED,
+        ] {
+            assert_ne!(waiting & flag, 0);
+        }
+    }
+
+    #[test]
+    fn a_socket_stands_in_the_uri_as_libvirt_reads_it() {
+        let check = |uri: &str, socket: &str, expected: Option<&str>| {
+            let found = by_socket(uri, Path::new(socket));
+            assert_eq!(found.as_deref(), expected, "{uri}");
+        };
+        check(
+            "qemu:///system",
+            "/var/lib/xman/carry/1f",
+            Some("qemu+unix:///system?socket=/var/lib/xman/carry/1f"),
+        );
+        check(
+            "qemu+unix:///system?socket=/x",
+            "/a b&c",
+            Some("qemu+unix:///system?socket=/a%20b%26c"),
+        );
+        check("qemu+tls://beta/system", "/x", None);
     }
 }

@@ -28,8 +28,18 @@ use xman_policy::Lease;
 use connections::Hypervisor;
 use inventory::Inventory;
 
+pub(crate) use devices::Eyes;
+pub(crate) use sources::check as check_images;
+
+pub(crate) use console::{OpenConsole, Screen};
+
+pub(crate) use migrate::Route;
+
+mod arrival;
 mod bell;
 mod connections;
+mod console;
+mod devices;
 mod faults;
 mod ffi;
 mod inventory;
@@ -42,6 +52,8 @@ mod progress;
 mod reader;
 mod readings;
 mod sense;
+mod sources;
+mod uris;
 mod verbs;
 mod xml;
 
@@ -69,6 +81,17 @@ pub(crate) struct Facts {
     pub(crate) revision: u64,
     /// Whether libvirt has been silent for so long that the facts may be wrong.
     pub(crate) stale: bool,
+}
+
+/// A hypervisor with which something is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ailing {
+    /// Its libvirt URI.
+    pub(crate) uri: Arc<str>,
+    /// What is wrong.
+    pub(crate) why: String,
+    /// Whether its domains have never been read.
+    pub(crate) unread: bool,
 }
 
 /// The domain that an XML describes, as far as a verdict needs it.
@@ -128,6 +151,8 @@ struct Shared {
     hypervisors: Vec<Arc<Hypervisor>>,
     /// Where a session libvirt keeps its logs; read once, since no request may depend on the environment.
     cache: Option<PathBuf>,
+    /// Disks that are on their way to a domain.
+    claims: devices::Claims,
 }
 
 impl Hypervisors {
@@ -149,6 +174,7 @@ impl Hypervisors {
                 inventory,
                 hypervisors,
                 cache,
+                claims: devices::Claims::default(),
             }),
         }
     }
@@ -179,13 +205,18 @@ impl Hypervisors {
         }
     }
 
-    /// Finds a domain in memory; without a hypervisor, a name means the first configured one that has it.
+    /// Finds a domain in memory, on one hypervisor or the first that has it: for questions to which it is all the same which.
     pub(crate) fn find(&self, domain: &DomainRef, hypervisor: Option<&str>) -> Option<Facts> {
-        let index = match hypervisor {
-            Some(uri) => Some(self.index(uri)?),
-            None => None,
-        };
-        self.shared.inventory.find(domain, index)
+        self.candidates(domain, hypervisor).into_iter().next()
+    }
+
+    /// Returns the domains in memory of a name or UUID: one a hypervisor at most, of all or the one that is named.
+    pub(crate) fn candidates(&self, domain: &DomainRef, hypervisor: Option<&str>) -> Vec<Facts> {
+        match hypervisor.map(|name| self.index(name)) {
+            None => self.shared.inventory.candidates(domain, None),
+            Some(Some(index)) => self.shared.inventory.candidates(domain, Some(index)),
+            Some(None) => Vec::new(),
+        }
     }
 
     /// All domains with what `list` shows, sorted by name, from memory.
@@ -193,9 +224,14 @@ impl Hypervisors {
         self.shared.inventory.rows()
     }
 
-    /// Whether a libvirt URI is one of the configured.
-    pub(crate) fn has(&self, hypervisor: &str) -> bool {
-        self.index(hypervisor).is_some()
+    /// Returns the URI of the hypervisor that is named, by its URI or by its driver.
+    ///
+    /// # Errors
+    /// `NotFound` where it is none of this host's, `Conflict` where it is the driver of several.
+    pub(crate) fn named(&self, hypervisor: &str) -> Result<&str, Fault> {
+        let uris = || self.shared.hypervisors.iter().map(|known| known.uri.as_str());
+        uris::named(uris(), hypervisor)
+            .map(|index| self.shared.inventory.uri(index))
     }
 
     /// What `info` shows, from memory.
@@ -209,16 +245,15 @@ impl Hypervisors {
         self.shared.inventory.info(stuck)
     }
 
-    /// Why nothing is known yet of the domains of a hypervisor, of all or the one of this URI.
-    pub(crate) fn unread(&self, hypervisor: Option<&str>) -> Option<String> {
-        self.shared
-            .inventory
-            .unread(hypervisor.and_then(|uri| self.index(uri)))
+    /// What is wrong now with the hypervisors, all or the one that is named, of those with which something is. Domains are not spoken of.
+    pub(crate) fn ailing(&self, hypervisor: Option<&str>) -> Vec<Ailing> {
+        let index = hypervisor.and_then(|name| self.index(name));
+        self.shared.inventory.ailing(index)
     }
 
-    /// What is wrong with a hypervisor now.
-    pub(crate) fn trouble(&self, hypervisor: usize) -> Option<String> {
-        self.shared.inventory.trouble(hypervisor)
+    /// How many hypervisors are meant: all, or the one that is named.
+    pub(crate) fn count(&self, hypervisor: Option<&str>) -> usize {
+        hypervisor.map_or(self.shared.hypervisors.len(), |_| 1)
     }
 
     /// The file to which the hypervisor writes what happens to a domain, where there is one on this machine.
@@ -230,11 +265,9 @@ impl Hypervisors {
         )
     }
 
-    fn index(&self, uri: &str) -> Option<usize> {
-        self.shared
-            .hypervisors
-            .iter()
-            .position(|hypervisor| hypervisor.uri == uri)
+    fn index(&self, name: &str) -> Option<usize> {
+        let uris = self.shared.hypervisors.iter().map(|known| known.uri.as_str());
+        uris::named(uris, name).ok()
     }
 
     fn by_index(&self, index: usize) -> Result<Arc<Hypervisor>, Fault> {
@@ -243,25 +276,10 @@ impl Hypervisors {
             .ok_or_else(|| Fault::new(Code::Internal, "a domain of a hypervisor that is not there"))
     }
 
-    fn chosen(&self, uri: Option<&str>) -> Result<Arc<Hypervisor>, Fault> {
-        let index = match uri {
-            None => 0,
-            Some(uri) => self.index(uri).ok_or_else(|| {
-                let known: Vec<_> = self
-                    .shared
-                    .hypervisors
-                    .iter()
-                    .map(|hypervisor| hypervisor.uri.as_str())
-                    .collect();
-                Fault::new(
-                    Code::BadRequest,
-                    format!(
-                        "this host has no hypervisor '{uri}'; it has {}",
-                        known.join(", ")
-                    ),
-                )
-            })?,
-        };
+    /// Returns the hypervisor that takes what is new: the one that is named, or the first.
+    fn chosen(&self, name: Option<&str>) -> Result<Arc<Hypervisor>, Fault> {
+        let uris = self.shared.hypervisors.iter().map(|known| known.uri.as_str());
+        let index = name.map_or(Ok(0), |name| uris::named(uris, name))?;
         let found = self.shared.hypervisors.get(index).cloned();
         found.ok_or_else(|| Fault::new(Code::Unsupported, "this host has no hypervisor configured"))
     }
@@ -286,8 +304,7 @@ pub(crate) fn hostname() -> String {
 fn log_file(uri: &str, name: &DomainName, cache: Option<&Path>) -> Option<PathBuf> {
     let (scheme, rest) = uri.split_once("://")?;
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let driver = scheme.split('+').next().unwrap_or_default();
-    let folder = match (driver, path.trim_end_matches('/')) {
+    let folder = match (uris::driver(scheme), path.trim_end_matches('/')) {
         ("qemu", "/system") => PathBuf::from("/var/log/libvirt/qemu"),
         ("qemu", "/session") => cache?.join("libvirt/qemu/log"),
         ("qemu", "/embed") => {

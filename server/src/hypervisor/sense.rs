@@ -21,6 +21,7 @@ pub(super) enum Act {
     Reset,
     Undefine,
     Migrate,
+    Console,
 }
 
 /// Refuses what makes no sense in a state. What libvirt may know better is left to it.
@@ -71,6 +72,10 @@ pub(super) fn sense(act: Act, name: &DomainName, state: DomainState) -> Result<(
         (Act::Undefine, _) => {
             format!("'{name}' is running; `rxm shutdown {name}` or `rxm destroy {name}` first")
         }
+        (Act::Console, Off | Crashed) => {
+            format!("'{name}' is off, and so has no console; `rxm start {name}` starts it")
+        }
+        (Act::Console, _) => return Ok(()),
         (Act::Migrate, Running | Blocked | Paused) => return Ok(()),
         (Act::Migrate, _) => {
             format!("'{name}' is {state}; only a running domain can be moved alive")
@@ -229,6 +234,11 @@ mod tests {
             (Act::Reboot, &[Running], &[Off, Paused, Sleeping]),
             (Act::Reset, &[Running, Paused, Sleeping], &[Off, Crashed]),
             (Act::Undefine, &[Off, Crashed], &[Running, Paused, Sleeping]),
+            (
+                Act::Console,
+                &[Running, Paused, ShuttingDown],
+                &[Off, Crashed],
+            ),
             (
                 Act::Migrate,
                 &[Running, Paused],

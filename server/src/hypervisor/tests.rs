@@ -666,10 +666,7 @@ async fn what_a_driver_lacks_is_unsupported_and_what_is_not_there_unavailable() 
         .create(None, domain("x", ""), false, true, anyone(), soon())
         .await;
     assert_eq!(code(paused), Code::Unsupported);
-    let abort = world
-        .hypervisors
-        .give_up(world.target("web"), soon())
-        .await;
+    let abort = world.hypervisors.give_up(world.target("web"), soon()).await;
     assert!(matches!(code(abort), Code::Unsupported | Code::Conflict));
     let absent = Hypervisors::start(vec![
         "qemu+unix:///system?socket=/nonexistent/socket".to_owned(),

@@ -381,7 +381,7 @@ impl Hypervisors {
         .await
     }
 
-    async fn in_lane<T: Send + 'static>(
+    pub(super) async fn in_lane<T: Send + 'static>(
         &self,
         target: Target,
         deadline: Instant,

@@ -13,10 +13,22 @@ struct Site {
 }
 
 impl Site {
+    /// Two hosts whose libvirtds listen on no network.
     #[track_caller]
     fn new() -> Self {
+        Self::of(Hosts::quiet_pair)
+    }
+
+    /// Two hosts whose libvirtds reach each other over TCP.
+    #[track_caller]
+    fn direct() -> Self {
+        Self::of(Hosts::pair)
+    }
+
+    #[track_caller]
+    fn of(pair: fn(&Realm) -> Hosts) -> Self {
         let realm = Realm::new();
-        let hosts = Hosts::pair(&realm);
+        let hosts = pair(&realm);
         let config = "[migration]\npeers = ['alpha', 'beta', '10.77.0.1', '10.77.0.2', '10.77.0.99']\nuri = 'qemu+tcp://{host}/system'";
         let host = |libvirtd| {
             Host::builder()
@@ -68,8 +80,39 @@ fn a_counting_guest_moves_there_and_back_without_missing_a_number() {
     let guest = Guest::booted("nomad");
     site.hosts.alpha.run(&guest);
     site.wait_listed(&site.alpha, "nomad", "running");
+    for (from, to) in [(&site.alpha, "beta"), (&site.beta, "alpha")] {
+        site.wait_listed(from, "nomad", "running");
+        site.alice
+            .rxm_call(from, ["migrate", "nomad", to])
+            .limit(Duration::from_secs(120))
+            .run()
+            .success();
+        guest.keeps_counting();
+    }
+    assert_eq!(site.hosts.alpha.state("nomad"), "running");
+    assert_eq!(site.hosts.beta.state("nomad"), "");
+    guest.missed_no_number();
+    let permit = ["verb=\"migrate-in\"", "alice@", "outcome=\"ok\""];
+    site.beta.audit().contains(&permit);
+    site.beta.audit().contains(&[
+        "principal=\"xman/alpha@",
+        "verb=\"carry\"",
+        "permit of alice@",
+        "for nomad",
+    ]);
+    site.alpha
+        .audit()
+        .contains(&["alice@", "verb=\"migrate\"", "to=beta", "outcome=\"ok\""]);
+}
+
+#[test]
+fn libvirts_may_move_a_guest_directly_where_the_network_is_trusted() {
+    let site = Site::direct();
+    let guest = Guest::booted("nomad");
+    site.hosts.alpha.run(&guest);
+    site.wait_listed(&site.alpha, "nomad", "running");
     site.alice
-        .rxm_call(&site.alpha, ["migrate", "nomad", "10.77.0.2"])
+        .rxm_call(&site.alpha, ["migrate", "nomad", "10.77.0.2", "--direct"])
         .limit(Duration::from_secs(120))
         .run()
         .success();
@@ -82,7 +125,7 @@ fn a_counting_guest_moves_there_and_back_without_missing_a_number() {
     guest.keeps_counting();
     site.wait_listed(&site.beta, "nomad", "running");
     site.alice
-        .rxm_call(&site.beta, ["migrate", "nomad", "10.77.0.1"])
+        .rxm_call(&site.beta, ["migrate", "nomad", "10.77.0.1", "--direct"])
         .limit(Duration::from_secs(120))
         .run()
         .success();
@@ -108,7 +151,7 @@ fn a_migration_goes_on_without_its_caller_and_is_found_again_and_given_up() {
     let words = [
         "migrate",
         "slow",
-        "10.77.0.2",
+        "beta",
         "--bandwidth",
         "1MiB",
         "--detach",
@@ -162,7 +205,7 @@ fn a_migration_is_aborted_by_the_domains_name() {
     let guest = Guest::booted("wavering");
     site.hosts.alpha.run(&guest);
     site.wait_listed(&site.alpha, "wavering", "running");
-    let words = ["migrate", "wavering", "10.77.0.2", "--bandwidth", "1MiB"];
+    let words = ["migrate", "wavering", "beta", "--bandwidth", "1MiB"];
     let mut migration = site
         .alice
         .rxm_call(&site.alpha, words)
@@ -202,7 +245,7 @@ fn a_destination_that_is_down_a_stranger_or_full_leaves_the_guest_at_home() {
     assert!(outcome.stderr().contains("peer"), "{}", outcome.stderr());
     // The same name lives there already.
     site.hosts.beta.define(&Guest::tiny("homely"));
-    let words = ["migrate", "homely", "10.77.0.2"];
+    let words = ["migrate", "homely", "beta"];
     let outcome = site
         .alice
         .rxm_call(&site.alpha, words)

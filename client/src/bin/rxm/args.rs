@@ -7,8 +7,9 @@ use clap::{
     builder::{PossibleValue, StringValueParser, TypedValueParser, styling},
 };
 use uuid::Uuid;
+use xman_client::Address;
 use xman_common::{
-    name::{HostName, Principal, Tag},
+    name::{Principal, Tag},
     protocol::{DomainState, Verb},
 };
 
@@ -309,13 +310,15 @@ Examples:
     VcpuSet(VcpuSetArgs),
     /// Move a running domain to another host
     #[command(after_help = "\
-The domain runs on while it moves; on any failure it stays where it was. The migration is a job: it goes on \
+The domain runs on while it moves; on any failure it stays where it was. Its memory travels through the Kerberos channel between the two hosts: you need \
+    the right to 'migrate' on the one and to 'migrate-in' on the other, and the hosts must be peers of each other. The migration is a job: it goes on \
     when you interrupt rxm, and 'rxm job' finds it again.
 
 Examples:
   rxm migrate skirit80/web skirit81
   rxm migrate skirit80/web skirit81 --bandwidth 100MiB --downtime 300ms
   rxm migrate skirit80/web skirit81 --detach
+  rxm migrate skirit80/web skirit81 --direct
   rxm migrate skirit80/web --abort")]
     Migrate(MigrateArgs),
     /// Show who owns domains, or change it
@@ -592,9 +595,12 @@ pub(crate) struct VcpuSetArgs {
 pub(crate) struct MigrateArgs {
     /// NAME, UUID or HOST/NAME
     pub(crate) domain: String,
-    /// The host to move it to, as the source host knows it
+    /// The host to move it to, HOST or HOST:PORT, as both you and the source host know it
     #[arg(value_name = "DEST", required_unless_present = "abort")]
-    pub(crate) destination: Option<HostName>,
+    pub(crate) destination: Option<Address>,
+    /// Let the two libvirts talk directly, over the network that the source host's configuration trusts
+    #[arg(long, conflicts_with = "abort")]
+    pub(crate) direct: bool,
     /// At most so much a second, as 100MiB
     #[arg(long, value_name = "SIZE", value_parser = bandwidth, conflicts_with = "abort")]
     pub(crate) bandwidth: Option<u64>,

@@ -32,6 +32,12 @@ impl Tally {
         self.failed.insert(kind);
     }
 
+    /// Counts in what came of something else.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.done += other.done;
+        self.failed.extend(other.failed);
+    }
+
     /// Returns the exit code.
     pub(crate) fn code(&self) -> u8 {
         if self.failed.contains(&Kind::Interrupted) {

@@ -4,18 +4,23 @@ use std::ops::ControlFlow;
 
 use serde_json::json;
 use uuid::Uuid;
-use xman_client::{Address, Caller, Event, caller::may_have_happened};
-use xman_common::protocol::{Item, JobList, Migrate, Reply, Request, Verb, Way};
+use xman_client::{Address, Caller, Event, Explanation, Kind, caller::may_have_happened};
+use xman_common::{
+    name::{HostName, Principal},
+    protocol::{
+        Code, Item, JobList, Migrate, MigrateIn, Permit, Reply, Request, SERVICE, Verb, Way,
+    },
+};
 
 use crate::{
     args::MigrateArgs,
-    change::{abort_migration, rehearse},
+    change::{abort_migration, may, rehearse},
     exit::Tally,
     job::{Meter, follow, goes_on, tell},
     output::Complaints,
     setting::{Setting, Stop, misfit},
     show::{conclude, job_value},
-    target::{self, Purpose},
+    target::{self, Purpose, Target},
 };
 
 /// `rxm migrate`
@@ -26,6 +31,7 @@ pub(crate) async fn migrate(setting: &Setting, args: MigrateArgs) -> Result<Tall
         bandwidth,
         downtime,
         detach,
+        direct,
         abort,
     } = args;
     let Some(destination) = destination.filter(|_| !abort) else {
@@ -33,17 +39,33 @@ pub(crate) async fn migrate(setting: &Setting, args: MigrateArgs) -> Result<Tall
     };
     let (target, mut caller, found) = target::find_one(setting, &domain, Purpose::Change).await?;
     if setting.dry_run {
-        return rehearse(setting, (Verb::Migrate, None), vec![target], &found.silent).await;
+        let mut tally =
+            rehearse(setting, (Verb::Migrate, None), vec![target], &found.silent).await?;
+        if !direct {
+            tally.add(rehearse_arrival(setting, &destination).await);
+        }
+        return Ok(tally);
     }
+    let way = if direct {
+        Way::Direct
+    } else {
+        match permit(setting, &caller, &target, &destination).await {
+            Ok(permit) => Way::Channel {
+                port: destination.port,
+                permit,
+            },
+            Err(explanation) => return Ok(refused(setting, &destination, &explanation)),
+        }
+    };
     let id = Uuid::new_v4();
     let label = target.label();
     let shown = format!("{label} to {destination}");
     let request = Request::Migrate(Migrate {
         domain: target.domain.clone(),
-        destination,
+        destination: destination.host,
         bandwidth,
         downtime_ms: downtime,
-        way: Way::Direct,
+        way,
     });
     let mut meter = if detach {
         Meter::silent()
@@ -86,6 +108,74 @@ pub(crate) async fn migrate(setting: &Setting, args: MigrateArgs) -> Result<Tall
             Ok(tally)
         }
     }
+}
+
+/// Asks the destination, as the person who calls, to let the domain come.
+async fn permit(
+    setting: &Setting,
+    source: &Caller,
+    target: &Target,
+    destination: &Address,
+) -> Result<Permit, Explanation> {
+    // Both are known of a domain that was found on its host.
+    let (Some(row), Some(met)) = (&target.row, source.met()) else {
+        return Err(misfit());
+    };
+    let request = Request::MigrateIn(MigrateIn {
+        uuid: row.uuid,
+        name: row.name.clone(),
+        source: host_of(&met.service).ok_or_else(misfit)?,
+        memory_kib: row.max_memory_kib,
+    });
+    match setting
+        .ask(&mut setting.caller(destination), &request)
+        .await?
+    {
+        (Reply::Permitted(permit), _) => Ok(permit),
+        _ => Err(misfit()),
+    }
+}
+
+/// Returns the host in a host's principal, `skirit80` of `xman/skirit80@EXAMPLE.ORG`.
+fn host_of(service: &Principal) -> Option<HostName> {
+    let (name, _) = service
+        .as_str()
+        .split_once('@')
+        .unwrap_or((service.as_str(), ""));
+    name.strip_prefix(SERVICE)?.strip_prefix('/')?.parse().ok()
+}
+
+/// Tells whether the destination would let a domain come.
+async fn rehearse_arrival(setting: &Setting, destination: &Address) -> Tally {
+    let mut caller = setting.caller(destination);
+    match may(setting, &mut caller, Verb::MigrateIn, None).await {
+        Ok(true) => {
+            setting
+                .output
+                .note(&format!("{destination}: you may bring domains there"));
+            Tally::default()
+        }
+        Ok(false) => {
+            let denied = Explanation {
+                kind: Kind::Refused,
+                code: Code::Denied.name(),
+                what: "denied: you may not bring domains there".to_owned(),
+                advice: format!("`rxm -H {destination} explain migrate-in` says why"),
+                is_common: false,
+            };
+            refused(setting, destination, &denied)
+        }
+        Err(explanation) => refused(setting, destination, &explanation),
+    }
+}
+
+fn refused(setting: &Setting, destination: &Address, explanation: &Explanation) -> Tally {
+    let mut tally = Tally::default();
+    tally.failed(explanation.kind);
+    let mut complaints = Complaints::default();
+    complaints.add(destination.to_string(), explanation);
+    complaints.say(&setting.output);
+    tally
 }
 
 /// Prints the job that goes on alone.

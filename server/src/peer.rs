@@ -1,0 +1,359 @@
+//! Another host's xmand, called with this host's own key.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
+    sync::mpsc,
+    task::spawn_blocking,
+    time::timeout,
+};
+use uuid::Uuid;
+use xman_common::{
+    channel::{Channel, ChannelError, since_1970},
+    gss::{GssError, Initiator, Step, own_ticket},
+    name::HostName,
+    protocol::{
+        Call, CallHeader, Code, Fault, FromCaller, FromHost, INPUT_WINDOW, Item, MAX_INPUT,
+        OnPermit, Permit, Reply, Request, Settle,
+    },
+};
+
+use crate::{SOFTWARE, caller::Outcome};
+
+/// How long look-up, connection and handshake may take together.
+const DIAL_LIMIT: Duration = Duration::from_secs(20);
+/// How long a word may take.
+const WORD_LIMIT: Duration = Duration::from_secs(30);
+/// A peer sends a sign of life every five seconds; after this much silence it is given up.
+const SILENCE: Duration = Duration::from_secs(20);
+/// Pieces on their way between the channel and a socket.
+const AHEAD: usize = 16;
+
+/// A session with another xmand.
+pub(crate) struct Peer {
+    host: HostName,
+    channel: Channel<TcpStream>,
+}
+
+impl Peer {
+    /// Opens a session. The key of the keytab proves who we are, and the peer proves to be the host that was named.
+    ///
+    /// # Errors
+    /// `Unavailable`, with what to do.
+    pub(crate) async fn dial(host: &HostName, port: u16) -> Result<Self, Fault> {
+        let dial = async {
+            let stream = TcpStream::connect((host.as_str(), port)).await;
+            let stream = stream.map_err(|error| unreachable(host, &error.to_string()))?;
+            let _ = stream.set_nodelay(true);
+            let mut channel = Channel::initiate(stream, host)
+                .await
+                .map_err(|error| unreachable(host, &explained(&error)))?;
+            channel
+                .introduce(SOFTWARE)
+                .await
+                .map_err(|error| unreachable(host, &explained(&error)))??;
+            Ok(Self {
+                host: host.clone(),
+                channel,
+            })
+        };
+        let late = || unreachable(host, &format!("no answer in {} s", DIAL_LIMIT.as_secs()));
+        timeout(DIAL_LIMIT, dial)
+            .await
+            .unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Gives the word on where a domain is in the end.
+    ///
+    /// # Errors
+    /// The peer's; `Unavailable` where it did not answer.
+    pub(crate) async fn settle(mut self, settle: Settle) -> Result<(), Fault> {
+        let (id, request) = (Uuid::new_v4(), Request::Settle(settle));
+        let word = async {
+            self.call(id, &request).await?;
+            loop {
+                match self.hear().await? {
+                    FromHost::Done { call, outcome } if call == id => return outcome.map(drop),
+                    FromHost::Closing(fault) => return Err(fault),
+                    FromHost::Welcome(_)
+                    | FromHost::Items { .. }
+                    | FromHost::Progress { .. }
+                    | FromHost::Done { .. }
+                    | FromHost::Alive
+                    | FromHost::Expiring { .. }
+                    | FromHost::Renewed { .. }
+                    | FromHost::Room { .. } => {}
+                }
+            }
+        };
+        match timeout(WORD_LIMIT, word).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(unreachable(&self.host, "it has not answered")),
+        }
+    }
+
+    /// Opens libvirt's connection by a permit, and returns once it stands.
+    ///
+    /// # Errors
+    /// The peer's; `Unavailable` where it did not answer.
+    pub(crate) async fn carry(mut self, permit: Permit) -> Result<Carrier, Fault> {
+        let id = Uuid::new_v4();
+        let request = Request::Carry(OnPermit { permit });
+        let stands = async {
+            self.call(id, &request).await?;
+            loop {
+                match self.hear().await? {
+                    FromHost::Items { call, .. } if call == id => return Ok(()),
+                    FromHost::Done { call, outcome } if call == id => return Err(early(outcome)),
+                    FromHost::Closing(fault) => return Err(fault),
+                    FromHost::Welcome(_)
+                    | FromHost::Items { .. }
+                    | FromHost::Progress { .. }
+                    | FromHost::Done { .. }
+                    | FromHost::Alive
+                    | FromHost::Expiring { .. }
+                    | FromHost::Renewed { .. }
+                    | FromHost::Room { .. } => {}
+                }
+            }
+        };
+        match timeout(WORD_LIMIT, stands).await {
+            Ok(stands) => stands?,
+            Err(_) => return Err(unreachable(&self.host, "it has not answered")),
+        }
+        Ok(Carrier {
+            peer: self,
+            id,
+            window: INPUT_WINDOW,
+            renewing: None,
+        })
+    }
+
+    async fn call(&mut self, id: Uuid, request: &Request) -> Result<(), Fault> {
+        let header = CallHeader {
+            id,
+            deadline_ms: None,
+            verb: request.verb().code(),
+            hypervisor: None,
+            on_behalf_of: None,
+        };
+        let body = request
+            .body()
+            .map_err(|error| Fault::new(Code::Internal, error.to_string()))?;
+        let call = FromCaller::Call(Call { header, body });
+        let sent = self.channel.send(&call).await;
+        sent.map_err(|error| unreachable(&self.host, &error.to_string()))
+    }
+
+    async fn hear(&mut self) -> Result<FromHost, Fault> {
+        match self.channel.receive().await {
+            Ok(Some(message)) => Ok(message),
+            Ok(None) => Err(unreachable(&self.host, "it closed the connection")),
+            Err(error) => Err(unreachable(&self.host, &error.to_string())),
+        }
+    }
+}
+
+/// libvirt's connection to the peer's libvirt, which stands and carries nothing yet.
+pub(crate) struct Carrier {
+    peer: Peer,
+    id: Uuid,
+    window: u32,
+    renewing: Option<Initiator>,
+}
+
+enum Next {
+    Heard(FromHost),
+    Read(Vec<u8>),
+    Silent,
+}
+
+impl Carrier {
+    /// Carries bytes both ways between the peer and a socket, until either ends.
+    ///
+    /// # Errors
+    /// Why it ended, where neither side simply closed.
+    pub(crate) async fn run(mut self, local: UnixStream) -> Result<(), Fault> {
+        let (mut from_local, mut to_local) = local.into_split();
+        let (sender, mut outgoing) = mpsc::channel(AHEAD);
+        let reading = async move {
+            while let Ok(piece) = read(&mut from_local).await {
+                let is_over = piece.is_empty();
+                if sender.send(piece).await.is_err() || is_over {
+                    return;
+                }
+            }
+        };
+        let (incoming, mut arrived) = mpsc::channel::<Vec<u8>>(AHEAD);
+        let writing = async move {
+            while let Some(piece) = arrived.recv().await {
+                if to_local.write_all(&piece).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let relaying = self.relay(&mut outgoing, incoming);
+        let writing = async {
+            writing.await;
+            Ok(())
+        };
+        // The end of reading is told to the peer, which then ends the call.
+        let reading = async {
+            reading.await;
+            std::future::pending().await
+        };
+        tokio::select! {
+            ended = relaying => ended,
+            ended = writing => ended,
+            ended = reading => ended,
+        }
+    }
+
+    async fn relay(
+        &mut self,
+        outgoing: &mut mpsc::Receiver<Vec<u8>>,
+        incoming: mpsc::Sender<Vec<u8>>,
+    ) -> Result<(), Fault> {
+        loop {
+            let may_send = self.window as usize >= MAX_INPUT && self.peer.channel.has_room();
+            let next = tokio::select! {
+                heard = timeout(SILENCE, self.peer.hear()) => match heard {
+                    Ok(heard) => Next::Heard(heard?),
+                    Err(_) => Next::Silent,
+                },
+                piece = outgoing.recv(), if may_send => Next::Read(piece.unwrap_or_default()),
+            };
+            match next {
+                Next::Silent => return Err(unreachable(&self.peer.host, "it fell silent")),
+                Next::Read(bytes) => {
+                    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                    self.window = self.window.saturating_sub(length);
+                    let is_over = bytes.is_empty();
+                    let call = self.id;
+                    self.say(&FromCaller::Input { call, bytes }).await?;
+                    if is_over {
+                        return self.wait_for_the_end(incoming).await;
+                    }
+                }
+                Next::Heard(message) => {
+                    if let Some(outcome) = self.take(message, &incoming).await? {
+                        return outcome.map(drop);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Our side has closed: what still comes goes where it belongs, and the peer ends the call.
+    async fn wait_for_the_end(&mut self, incoming: mpsc::Sender<Vec<u8>>) -> Result<(), Fault> {
+        loop {
+            let heard = timeout(SILENCE, self.peer.hear()).await;
+            let heard = heard.map_err(|_| unreachable(&self.peer.host, "it fell silent"))??;
+            if let Some(outcome) = self.take(heard, &incoming).await? {
+                return outcome.map(drop);
+            }
+        }
+    }
+
+    /// Takes what the peer says; its last word on the call comes back.
+    async fn take(
+        &mut self,
+        message: FromHost,
+        incoming: &mpsc::Sender<Vec<u8>>,
+    ) -> Result<Option<Outcome>, Fault> {
+        match message {
+            FromHost::Items { items, .. } => {
+                for item in items {
+                    if let Item::Bytes(bytes) = item
+                        && incoming.send(bytes).await.is_err()
+                    {
+                        return Ok(Some(Ok(Reply::Done)));
+                    }
+                }
+            }
+            FromHost::Room { bytes, .. } => self.window = self.window.saturating_add(bytes),
+            FromHost::Done { outcome, .. } => return Ok(Some(outcome)),
+            FromHost::Closing(fault) => return Err(fault),
+            FromHost::Expiring { .. } => self.renew().await?,
+            FromHost::Renewed { token, .. } => self.renewed(token).await?,
+            FromHost::Welcome(_) | FromHost::Progress { .. } | FromHost::Alive => {}
+        }
+        Ok(None)
+    }
+
+    /// A guest's way can take longer than a ticket: the keytab gives another.
+    async fn renew(&mut self) -> Result<(), Fault> {
+        let host = self.peer.host.clone();
+        let fresh = spawn_blocking(move || fresh_context(&host)).await;
+        let (pending, token, until) = match fresh {
+            Ok(Ok(Some(fresh))) => fresh,
+            Ok(Ok(None)) | Err(_) => return Ok(()),
+            Ok(Err(error)) => {
+                tracing::warn!(host = %self.peer.host, %error, "this host's ticket ends, and there is no other");
+                return Ok(());
+            }
+        };
+        self.renewing = Some(pending);
+        let until = since_1970(until);
+        self.say(&FromCaller::Renew { token, until }).await
+    }
+
+    async fn renewed(&mut self, token: Vec<u8>) -> Result<(), Fault> {
+        let Some(pending) = self.renewing.take() else {
+            return Err(unreachable(
+                &self.peer.host,
+                "a renewal that nobody asked for",
+            ));
+        };
+        match spawn_blocking(move || pending.step(Some(&token))).await {
+            Ok(Ok(Step::Done(context, _))) if context.peer() == self.peer.channel.peer() => Ok(()),
+            Ok(Ok(Step::Done(..) | Step::Continue(..))) | Ok(Err(_)) | Err(_) => Err(unreachable(
+                &self.peer.host,
+                "it did not prove itself again",
+            )),
+        }
+    }
+
+    async fn say(&mut self, message: &FromCaller) -> Result<(), Fault> {
+        let fed = self.peer.channel.feed(message).await;
+        fed.map_err(|error| unreachable(&self.peer.host, &error.to_string()))
+    }
+}
+
+fn fresh_context(host: &HostName) -> Result<Option<(Initiator, Vec<u8>, SystemTime)>, GssError> {
+    let step = Initiator::new(host)?.step(None)?;
+    let (_, life) = own_ticket()?;
+    match step {
+        Step::Continue(pending, token) => Ok(Some((pending, token, SystemTime::now() + life))),
+        Step::Done(..) => Ok(None),
+    }
+}
+
+/// Reads a piece of a stream; an empty one is its end.
+pub(crate) async fn read(stream: &mut (impl AsyncReadExt + Unpin)) -> std::io::Result<Vec<u8>> {
+    let mut piece = Vec::with_capacity(MAX_INPUT);
+    stream.take(MAX_INPUT as u64).read_buf(&mut piece).await?;
+    Ok(piece)
+}
+
+fn early(outcome: Outcome) -> Fault {
+    match outcome {
+        Ok(_) => Fault::new(Code::Refused, "the destination ended the connection"),
+        Err(fault) => fault,
+    }
+}
+
+fn explained(error: &ChannelError) -> String {
+    match error {
+        ChannelError::Gss(error) => format!(
+            "{error}; this host's keytab must have its own key of xman/HOST first, and the KDC must answer"
+        ),
+        other => other.to_string(),
+    }
+}
+
+fn unreachable(host: &HostName, why: &str) -> Fault {
+    Fault::new(Code::Unavailable, format!("{host}: {why}"))
+}
