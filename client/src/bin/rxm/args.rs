@@ -9,7 +9,7 @@ use clap::{
 use uuid::Uuid;
 use xman_client::Address;
 use xman_common::{
-    name::{Principal, Tag},
+    name::{LinkName, Mac, Principal, Tag},
     protocol::{DomainState, Verb},
 };
 
@@ -308,6 +308,34 @@ Examples:
   rxm vcpu-set skirit80/web 4 --config
   rxm vcpu-set skirit80/web 8 --max        the most it can have, from its next start on")]
     VcpuSet(VcpuSetArgs),
+    /// Give domains a disk or a network interface
+    #[command(
+        subcommand,
+        after_help = "\
+Disks lie below folders that the host's administrator has named ([devices] in xmand.toml), and interfaces go to networks and bridges named there.
+
+Examples:
+  rxm attach disk skirit80/web /var/lib/libvirt/images/data.raw
+  rxm attach disk skirit80/web /var/lib/libvirt/images/data.qcow2 --format qcow2 --target vdc --config
+  rxm attach disk skirit80/web /var/lib/libvirt/images/debian.iso --cdrom --config
+  rxm attach interface skirit80/web --network default
+  rxm attach interface skirit80/web --bridge br0 --mac 52:54:00:12:34:56 --model virtio --config
+
+JSON: the fields of list, verb, and device: the disk's name in the guest, or the interface's address."
+    )]
+    Attach(NewDevice),
+    /// Take a disk or a network interface from domains
+    #[command(
+        subcommand,
+        after_help = "\
+A guest that runs is asked to let go of it, and waited for as long as --timeout allows.
+
+Examples:
+  rxm detach disk skirit80/web vdb
+  rxm detach disk skirit80/web vdb --config        from the definition too
+  rxm detach interface skirit80/web 52:54:00:12:34:56"
+    )]
+    Detach(OldDevice),
     /// Move a running domain to another host
     #[command(after_help = "\
 The domain runs on while it moves; on any failure it stays where it was. Its memory travels through the Kerberos channel between the two hosts: you need \
@@ -588,6 +616,101 @@ pub(crate) struct VcpuSetArgs {
     /// The most it can have, in the definition, rather than what it has now
     #[arg(long)]
     pub(crate) max: bool,
+}
+
+/// What domains get.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NewDevice {
+    /// A disk: an image or a block device of the host
+    Disk(NewDisk),
+    /// A network interface
+    Interface(NewInterface),
+}
+
+/// What domains lose.
+#[derive(Debug, Subcommand)]
+pub(crate) enum OldDevice {
+    /// A disk
+    Disk {
+        /// NAME, UUID or HOST/NAME
+        domain: String,
+        /// Its name in the guest, as vdb
+        #[arg(value_name = "TARGET")]
+        target: Tag,
+        /// From the definition too (of a domain that is off: from there only)
+        #[arg(long)]
+        config: bool,
+    },
+    /// A network interface
+    Interface {
+        /// NAME, UUID or HOST/NAME
+        domain: String,
+        /// Its address, as 52:54:00:12:34:56
+        #[arg(value_name = "MAC")]
+        mac: Mac,
+        /// From the definition too (of a domain that is off: from there only)
+        #[arg(long)]
+        config: bool,
+    },
+}
+
+/// Arguments of `attach disk`.
+#[derive(Debug, Args)]
+pub(crate) struct NewDisk {
+    /// NAME, UUID or HOST/NAME
+    pub(crate) domain: String,
+    /// The image or block device, by its absolute path on the host
+    #[arg(value_name = "PATH")]
+    pub(crate) path: String,
+    /// Its name in the guest: vdb is a virtio disk, sdb SCSI, hdb IDE, xvdb Xen's [default: the next free one]
+    #[arg(long)]
+    pub(crate) target: Option<Tag>,
+    /// The format of the image; it is never guessed
+    #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
+    pub(crate) format: ImageFormat,
+    /// The guest may only read it
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Other domains may have it as well, each of them with this option; only raw images
+    #[arg(long)]
+    pub(crate) shareable: bool,
+    /// It is a CD-ROM
+    #[arg(long)]
+    pub(crate) cdrom: bool,
+    /// In the definition too (for a domain that is off: there only)
+    #[arg(long)]
+    pub(crate) config: bool,
+}
+
+/// Formats of images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ImageFormat {
+    /// Bytes as they are
+    Raw,
+    /// QEMU's own
+    Qcow2,
+}
+
+/// Arguments of `attach interface`.
+#[derive(Debug, Args)]
+pub(crate) struct NewInterface {
+    /// NAME, UUID or HOST/NAME
+    pub(crate) domain: String,
+    /// One of libvirt's networks that it is plugged into
+    #[arg(long, value_name = "NAME", required_unless_present = "bridge")]
+    pub(crate) network: Option<LinkName>,
+    /// A bridge of the host that it is plugged into
+    #[arg(long, value_name = "NAME", conflicts_with = "network")]
+    pub(crate) bridge: Option<LinkName>,
+    /// Its address [default: the host makes one up]
+    #[arg(long)]
+    pub(crate) mac: Option<Mac>,
+    /// The kind of card that the guest sees, as virtio or e1000 [default: the hypervisor's own]
+    #[arg(long)]
+    pub(crate) model: Option<Tag>,
+    /// In the definition too (for a domain that is off: there only)
+    #[arg(long)]
+    pub(crate) config: bool,
 }
 
 /// Arguments of `migrate`.
@@ -914,6 +1037,50 @@ mod tests {
         assert!(parsed(&["class", "web", "--none"]).is_ok());
         assert!(parsed(&["class", "web", "grid", "--none"]).is_err());
         assert!(parsed(&["class", "web", "Grid"]).is_err());
+    }
+
+    #[test]
+    fn an_interface_is_plugged_into_one_thing_and_devices_have_real_names() {
+        for good in [
+            &["attach", "interface", "web", "--network", "default"][..],
+            &[
+                "attach",
+                "interface",
+                "web",
+                "--bridge",
+                "br0",
+                "--mac",
+                "52-54-00-AB-00-01",
+            ],
+            &[
+                "attach", "disk", "web", "/x", "--target", "vdb", "--format", "qcow2",
+            ],
+            &["detach", "disk", "web", "vdb", "--config"],
+            &["detach", "interface", "web", "52:54:00:ab:00:01"],
+        ] {
+            assert!(parsed(good).is_ok(), "{good:?}");
+        }
+        for bad in [
+            &["attach"][..],
+            &["attach", "interface", "web"],
+            &[
+                "attach",
+                "interface",
+                "web",
+                "--network",
+                "a",
+                "--bridge",
+                "b",
+            ],
+            &["attach", "interface", "web", "--network", "a/b"],
+            &["attach", "disk", "web"],
+            &["attach", "disk", "web", "/x", "--format", "vmdk"],
+            &["attach", "disk", "web", "/x", "--target", "V B"],
+            &["detach", "interface", "web", "vdb"],
+            &["detach", "interface", "web", "ff:ff:ff:ff:ff:ff"],
+        ] {
+            assert!(parsed(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

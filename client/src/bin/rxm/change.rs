@@ -430,7 +430,9 @@ async fn confirm(
 
 /// Returns what is done, as it is said before a domain's name.
 fn infinitive(verb: Verb) -> &'static str {
-    const OTHERWISE: [(Verb, &str); 3] = [
+    const OTHERWISE: [(Verb, &str); 5] = [
+        (Verb::Attach, "attach a device to"),
+        (Verb::Detach, "detach a device from"),
         (Verb::Owner, "change the owners of"),
         (Verb::Label, "change the labels of"),
         (Verb::Class, "change the class of"),
@@ -462,6 +464,10 @@ pub(crate) async fn rehearse(
             let mut allowed = may(setting, caller, verb, Some(&target.domain)).await;
             if let (Ok(true), Some(also)) = (&allowed, also) {
                 allowed = may(setting, caller, also, Some(&target.domain)).await;
+            }
+            // It brings something of the host's, and is judged on the host too.
+            if let (Ok(true), Verb::Attach) = (&allowed, verb) {
+                allowed = may(setting, caller, verb, None).await;
             }
             rights.push((target, allowed));
         }

@@ -5,6 +5,7 @@ mod ask;
 mod change;
 mod clean;
 mod config;
+mod devices;
 mod edit;
 mod exit;
 mod files;
@@ -101,6 +102,8 @@ async fn work(options: args::Options, command: Command) -> Result<Tally, Stop> {
         Command::Unpause(args) => change::unpause(setting, args).await,
         Command::MemSet(args) => change::mem_set(setting, args).await,
         Command::VcpuSet(args) => change::vcpu_set(setting, args).await,
+        Command::Attach(device) => devices::attach(setting, device).await,
+        Command::Detach(device) => devices::detach(setting, device).await,
         Command::Edit(args) => edit::edit(setting, args).await,
         Command::Migrate(args) => migrate::migrate(setting, args).await,
         Command::Owner(args) => metadata::owner(setting, args).await,
