@@ -12,6 +12,7 @@ mod config;
 mod console;
 mod dmesg;
 mod door;
+mod events;
 mod expect;
 mod hypervisor;
 mod input;

@@ -8,7 +8,7 @@ use xman_policy::{Action, Grant};
 use crate::{
     answers::{self, ROWS_A_FRAME},
     caller::{Outcome, Piece},
-    console,
+    console, events,
     hypervisor::{Change, Route, Target},
     jobs, moving,
     work::Work,
@@ -251,7 +251,7 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
             .await
             .map(Reply::Domain),
         Request::Console(asked) => console::attend(&asked, work).await,
-        Request::Events(_) => Err(unbuilt()),
+        Request::Events(asked) => events::follow(&asked, &work).await,
         Request::MigrateIn(coming) => moving::permit(&grant, &work, coming),
         Request::Carry(on) => moving::carry(work, on.permit).await,
         Request::Settle(settle) => moving::settle(&work, settle).await,

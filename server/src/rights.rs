@@ -107,6 +107,22 @@ impl Host {
             .collect()
     }
 
+    /// Returns for each domain whether a caller may hear what happens to it. All is asked at once, as for a list.
+    pub(crate) fn may_hear(&self, caller: &Caller, of: &[Facts]) -> Vec<bool> {
+        if let Some(Verdict::Deny(_)) = self.may_act(caller) {
+            return vec![false; of.len()];
+        }
+        let queries: Vec<_> = of
+            .iter()
+            .map(|facts| caller.query(Verb::Events, Subject::Domain(facts.into())))
+            .collect();
+        let verdicts = block_in_place(|| self.policy.decide_all(&queries));
+        verdicts
+            .iter()
+            .map(|verdict| matches!(verdict, Verdict::Allow(_)))
+            .collect()
+    }
+
     /// Puts somebody else's rights in the place of a caller's, where configuration and policy let it act for them. Returns the rule as well.
     ///
     /// # Errors

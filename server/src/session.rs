@@ -167,6 +167,8 @@ struct Running {
     id: Uuid,
     verb: Option<Verb>,
     work: Pin<Box<dyn Future<Output = Outcome> + Send>>,
+    /// What came of it, while there is no room to say so.
+    ended: Option<Outcome>,
     outbox: mpsc::Receiver<Piece>,
     /// Of a stream.
     feed: Feed,
@@ -183,6 +185,7 @@ enum Next {
     Piece(Piece),
     Done(Outcome),
     Room(u32),
+    Ended,
     Tick,
     Deadline,
     Stopping,
@@ -266,7 +269,7 @@ impl Session {
                     biased; // no flood, in or out, puts off the ticket's end
                     () = sleep_until(deadline) => Next::Deadline,
                     () = stopping.cancelled(), if !stopped => Next::Stopping,
-                    next = next(running), if has_room => next,
+                    next = next(running, has_room) => next,
                     received = channel.receive() => Next::Received(received),
                     _ = alive.tick() => Next::Tick,
                 }
@@ -278,6 +281,7 @@ impl Session {
                 Next::Piece(piece) => self.pass_on(piece).await?,
                 Next::Done(outcome) => self.finish(outcome).await?,
                 Next::Room(bytes) => self.make_room(bytes).await?,
+                Next::Ended => {}
                 // Who has not read what was sent so far needs no sign of life.
                 Next::Tick if self.running.is_some() && self.channel.has_room() => {
                     self.channel.feed(&FromHost::Alive).await?;
@@ -316,6 +320,7 @@ impl Session {
                 id,
                 verb,
                 work,
+                ended: None,
                 outbox,
                 feed,
             });
@@ -527,22 +532,27 @@ fn warning(left: Duration) -> Duration {
     EXPIRY_WARNING.min(left)
 }
 
-async fn next(running: &mut Option<Running>) -> Next {
-    match running {
-        None => std::future::pending().await,
-        Some(running) => tokio::select! {
-            biased;
-            bytes = running.feed.room() => Next::Room(bytes),
-            Some(piece) = running.outbox.recv() => Next::Piece(piece),
-            outcome = &mut running.work => match running.outbox.try_recv() {
-                // Pieces sent just before the end come first; the outcome is kept for the next turn.
-                Ok(piece) => {
-                    running.work = Box::pin(std::future::ready(outcome));
-                    Next::Piece(piece)
-                }
-                Err(_) => Next::Done(outcome),
-            },
-        },
+/// Who does not read gets nothing more, and yet his call goes on: it ends when the right to it does, or its own patience.
+async fn next(running: &mut Option<Running>, has_room: bool) -> Next {
+    let Some(running) = running else {
+        return std::future::pending().await;
+    };
+    // Pieces sent just before the end come first.
+    if has_room
+        && running.outbox.is_empty()
+        && let Some(outcome) = running.ended.take()
+    {
+        return Next::Done(outcome);
+    }
+    tokio::select! {
+        biased;
+        bytes = running.feed.room(), if has_room => Next::Room(bytes),
+        Some(piece) = running.outbox.recv(), if has_room => Next::Piece(piece),
+        outcome = &mut running.work, if running.ended.is_none() => {
+            running.ended = Some(outcome);
+            Next::Ended
+        }
+        else => std::future::pending().await,
     }
 }
 

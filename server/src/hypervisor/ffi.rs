@@ -22,16 +22,36 @@ use virt::{connect::Connect, domain::Domain, error::Error, stream::Stream};
 use virt_sys as sys;
 
 /// What libvirt reports by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Event {
-    /// A domain came, went or changed its state or metadata.
-    Changed(Uuid),
+    /// A domain came, went or changed its state.
+    Lifecycle {
+        of: Named,
+        /// libvirt's virDomainEventType.
+        event: c_int,
+        /// What it means depends on the event.
+        detail: c_int,
+    },
+    /// Something about a domain was changed.
+    Metadata {
+        of: Named,
+        /// The namespace, where it was an element.
+        uri: Option<String>,
+    },
     /// A guest has rebooted or was reset.
-    Rebooted(Uuid),
+    Rebooted(Named),
     /// A guest has this much memory now, in KiB.
     Balloon(Uuid, u64),
     /// The connection has ended.
     Closed,
+}
+
+/// A domain as an event names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Named {
+    pub(super) uuid: Uuid,
+    /// Its name when it happened; empty where that is no text.
+    pub(super) name: String,
 }
 
 /// Takes events on libvirt's event thread: must not block, and must not call libvirt.
@@ -189,15 +209,44 @@ unsafe fn uuid(domain: sys::virDomainPtr) -> Option<Uuid> {
         .then(|| Uuid::from_bytes(bytes))
 }
 
+/// Reads what the object holds by itself: libvirt is not asked.
+///
+/// # Safety
+/// `domain` is null or alive.
+unsafe fn named(domain: sys::virDomainPtr) -> Option<Named> {
+    // SAFETY: by the contract.
+    let uuid = unsafe { uuid(domain) }?;
+    // SAFETY: the domain is not null, or it would have no UUID; the name belongs to it and lives as long.
+    let name = unsafe { text(sys::virDomainGetName(domain)) };
+    Some(Named {
+        uuid,
+        name: name.unwrap_or_default(),
+    })
+}
+
+/// # Safety
+/// `text` is null or ends with a NUL, and is alive.
+unsafe fn text(text: *const c_char) -> Option<String> {
+    if text.is_null() {
+        return None;
+    }
+    // SAFETY: by the contract.
+    let text = unsafe { CStr::from_ptr(text) };
+    text.to_str().ok().map(str::to_owned)
+}
+
 unsafe extern "C" fn on_lifecycle(
     _: sys::virConnectPtr,
     domain: sys::virDomainPtr,
-    _event: c_int,
-    _detail: c_int,
+    event: c_int,
+    detail: c_int,
     opaque: *mut c_void,
 ) -> c_int {
     // SAFETY: libvirt passes a domain that is alive during the call, and the box given at registration.
-    unsafe { deliver(opaque, uuid(domain).map(Event::Changed)) };
+    unsafe {
+        let of = named(domain);
+        deliver(opaque, of.map(|of| Event::Lifecycle { of, event, detail }));
+    };
     0
 }
 
@@ -207,7 +256,7 @@ unsafe extern "C" fn on_reboot(
     opaque: *mut c_void,
 ) {
     // SAFETY: libvirt passes a domain that is alive during the call, and the box given at registration.
-    unsafe { deliver(opaque, uuid(domain).map(Event::Rebooted)) };
+    unsafe { deliver(opaque, named(domain).map(Event::Rebooted)) };
 }
 
 unsafe extern "C" fn on_balloon(
@@ -229,11 +278,14 @@ unsafe extern "C" fn on_metadata(
     _: sys::virConnectPtr,
     domain: sys::virDomainPtr,
     _kind: c_int,
-    _uri: *const c_char,
+    uri: *const c_char,
     opaque: *mut c_void,
 ) {
-    // SAFETY: libvirt passes a domain that is alive during the call, and the box given at registration.
-    unsafe { deliver(opaque, uuid(domain).map(Event::Changed)) };
+    // SAFETY: libvirt passes a domain and a text or null that are alive during the call, and the box given at registration.
+    unsafe {
+        let uri = text(uri);
+        deliver(opaque, named(domain).map(|of| Event::Metadata { of, uri }));
+    };
 }
 
 unsafe extern "C" fn on_close(_: sys::virConnectPtr, _reason: c_int, opaque: *mut c_void) {

@@ -7,7 +7,7 @@
 //! A reading takes the place of another only if it *began* later: a slow bulk read never hides what a verb has just seen.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     fs,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -21,13 +21,15 @@ use xman_common::{
 };
 use xman_policy::Lease;
 
-use super::{Ailing, Facts, hostname, metadata};
+use super::{Ailing, Facts, happenings::Looks, hostname, metadata};
 use crate::clock::now_ms;
 
 /// How long libvirt may owe an answer before its rows are marked.
 pub(super) const SILENCE: Duration = Duration::from_secs(5);
 /// After so many refreshes that did not come, rows are marked even if nothing is known to be wrong.
 const MISSED_REFRESHES: u32 = 3;
+/// Domains that have gone and whose last facts are remembered, for the events that tell of it.
+const MAX_DEPARTED: usize = 20_000;
 
 /// A domain as libvirt has just described it.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,6 +93,9 @@ struct Memory {
     names: HashMap<(usize, Uuid), DomainName>,
     hosts: Vec<Host>,
     revisions: u64,
+    departed: HashMap<(usize, Uuid), Facts>,
+    /// In the order in which they went.
+    departures: VecDeque<(usize, Uuid)>,
 }
 
 type Key = (DomainName, usize, Uuid);
@@ -259,6 +264,37 @@ impl Inventory {
         })
     }
 
+    /// The facts of a domain, or the last that were known of one that has gone.
+    pub(super) fn last_known(&self, hypervisor: usize, uuid: Uuid) -> Option<Facts> {
+        let memory = self.memory();
+        match memory.entry(hypervisor, uuid) {
+            Some((key, record)) => {
+                Some(memory.facts(key, record, self.shared_uri(hypervisor), Instant::now()))
+            }
+            None => memory.departed.get(&(hypervisor, uuid)).cloned(),
+        }
+    }
+
+    /// Whether what is known of a domain, or that it is not there, was read after a moment.
+    pub(super) fn is_read_since(&self, hypervisor: usize, uuid: Uuid, moment: Instant) -> bool {
+        let memory = self.memory();
+        let whole = memory.hosts.get(hypervisor).and_then(|host| host.read);
+        let alone = memory.entry(hypervisor, uuid);
+        whole.is_some_and(|began| began >= moment)
+            || alone.is_some_and(|(_, record)| record.began >= moment)
+    }
+
+    /// How the domains of a hypervisor look; nothing before they were read for the first time.
+    pub(super) fn looks(&self, hypervisor: usize) -> Option<Looks> {
+        let memory = self.memory();
+        memory.hosts.get(hypervisor)?.read?;
+        let here = memory.records.iter().filter(|(key, _)| key.1 == hypervisor);
+        let look = |((name, _, uuid), record): (&Key, &Record)| {
+            (*uuid, (name.clone(), record.reading.state))
+        };
+        Some(here.map(look).collect())
+    }
+
     /// The most that an active domain's virtual CPUs were last known to be: it does not change while a domain runs.
     pub(super) fn max_vcpus(&self, hypervisor: usize, uuid: Uuid, id: Option<u32>) -> Option<u32> {
         let memory = self.memory();
@@ -376,7 +412,8 @@ impl Inventory {
 
     /// Takes out one domain that libvirt did not know any more.
     pub(super) fn gone(&self, hypervisor: usize, uuid: Uuid, began: Instant) {
-        self.memory().forget(hypervisor, uuid, began);
+        let uri = self.shared_uri(hypervisor);
+        self.memory().forget(hypervisor, uuid, began, uri);
         self.wake();
     }
 
@@ -421,7 +458,7 @@ impl Inventory {
             .map(|(_, uuid)| *uuid)
             .collect();
         for uuid in absent {
-            memory.forget(hypervisor, uuid, began);
+            memory.forget(hypervisor, uuid, began, self.shared_uri(hypervisor));
         }
         if let Some(host) = memory.hosts.get_mut(hypervisor) {
             host.read = Some(began);
@@ -579,14 +616,26 @@ impl Memory {
         broken
     }
 
-    fn forget(&mut self, hypervisor: usize, uuid: Uuid, began: Instant) {
+    fn forget(&mut self, hypervisor: usize, uuid: Uuid, began: Instant, uri: Arc<str>) {
         let Some((key, record)) = self.entry(hypervisor, uuid) else {
             return;
         };
         if record.began <= began {
-            let key = key.clone();
+            let (key, facts) = (key.clone(), record.facts(hypervisor, uri, false));
             self.records.remove(&key);
             self.names.remove(&(hypervisor, uuid));
+            self.remember((hypervisor, uuid), facts);
+        }
+    }
+
+    fn remember(&mut self, domain: (usize, Uuid), facts: Facts) {
+        if self.departed.insert(domain, facts).is_none() {
+            self.departures.push_back(domain);
+        }
+        if self.departures.len() > MAX_DEPARTED
+            && let Some(oldest) = self.departures.pop_front()
+        {
+            self.departed.remove(&oldest);
         }
     }
 }
@@ -865,6 +914,47 @@ mod tests {
         assert_eq!(by_name(&inventory, "db", None), None);
         inventory.replace(0, vec![], later, Duration::from_secs(10));
         assert!(inventory.rows().is_empty());
+    }
+
+    #[test]
+    fn what_was_known_of_a_domain_that_has_gone_is_remembered_for_its_events() {
+        let inventory = inventory();
+        let start = Instant::now();
+        let later = |seconds| start + Duration::from_secs(seconds);
+        let uuid = Uuid::from_u128(1);
+        assert_eq!(inventory.last_known(0, uuid), None);
+        let facts = inventory.put(0, reading("web", 1), later(1));
+        inventory.gone(0, uuid, later(2));
+        let known = inventory.last_known(0, uuid).unwrap();
+        assert_eq!((known.revision, known.name), (facts.revision, facts.name));
+        assert_eq!(inventory.last_known(1, uuid), None);
+        let again = inventory.put(0, reading("db", 1), later(3));
+        assert_eq!(inventory.last_known(0, uuid), Some(again));
+        let mut memory = inventory.memory();
+        for number in 0..MAX_DEPARTED as u128 + 9 {
+            memory.store(0, reading("x", number), later(4));
+            memory.forget(0, Uuid::from_u128(number), later(5), "a:///".into());
+        }
+        assert_eq!(
+            (memory.departed.len(), memory.departures.len()),
+            (MAX_DEPARTED, MAX_DEPARTED)
+        );
+    }
+
+    #[test]
+    fn what_was_read_before_an_event_is_told_from_what_was_read_since() {
+        let inventory = inventory();
+        let start = Instant::now();
+        let later = |seconds| start + Duration::from_secs(seconds);
+        let uuid = Uuid::from_u128(1);
+        assert!(!inventory.is_read_since(0, uuid, start));
+        assert_eq!(inventory.looks(0), None);
+        inventory.put(0, reading("web", 1), later(1));
+        assert!(inventory.is_read_since(0, uuid, later(1)));
+        assert!(!inventory.is_read_since(0, uuid, later(2)));
+        inventory.replace(0, Vec::new(), later(3), Duration::from_secs(10));
+        assert!(inventory.is_read_since(0, uuid, later(3)));
+        assert_eq!(inventory.looks(0), Some(Looks::new()));
     }
 
     #[test]

@@ -28,6 +28,8 @@ use xman_policy::Lease;
 use connections::Hypervisor;
 use inventory::Inventory;
 
+pub(crate) use book::{Book, Entry, LENGTH as EVENTS_KEPT, Page};
+
 pub(crate) use devices::Eyes;
 pub(crate) use sources::check as check_images;
 
@@ -37,11 +39,13 @@ pub(crate) use migrate::Route;
 
 mod arrival;
 mod bell;
+mod book;
 mod connections;
 mod console;
 mod devices;
 mod faults;
 mod ffi;
+mod happenings;
 mod inventory;
 mod kept;
 mod lanes;
@@ -149,6 +153,7 @@ pub(crate) struct Hypervisors {
 struct Shared {
     inventory: Arc<Inventory>,
     hypervisors: Vec<Arc<Hypervisor>>,
+    book: Arc<Book>,
     /// Where a session libvirt keeps its logs; read once, since no request may depend on the environment.
     cache: Option<PathBuf>,
     /// Disks that are on their way to a domain.
@@ -165,14 +170,16 @@ impl Hypervisors {
             .enumerate()
             .map(|(index, uri)| Arc::new(Hypervisor::new(index, uri, Arc::clone(&inventory))))
             .collect();
+        let book = Arc::new(Book::new());
         for hypervisor in &hypervisors {
-            reader::start(hypervisor);
+            reader::start(hypervisor, &book);
         }
         let cache = std::env::home_dir().map(|home| home.join(".cache"));
         Self {
             shared: Arc::new(Shared {
                 inventory,
                 hypervisors,
+                book,
                 cache,
                 claims: devices::Claims::default(),
             }),
@@ -222,6 +229,18 @@ impl Hypervisors {
     /// All domains with what `list` shows, sorted by name, from memory.
     pub(crate) fn rows(&self) -> Vec<(Facts, DomainRow)> {
         self.shared.inventory.rows()
+    }
+
+    /// The record of what happened.
+    pub(crate) fn book(&self) -> &Book {
+        &self.shared.book
+    }
+
+    /// What is known now of a domain that `then` was known of, or `then` where it has gone.
+    pub(crate) fn now(&self, then: Facts) -> Facts {
+        let uuid = DomainRef::Uuid(then.uuid);
+        let inventory = &self.shared.inventory;
+        inventory.find(&uuid, Some(then.hypervisor)).unwrap_or(then)
     }
 
     /// Returns the URI of the hypervisor that is named, by its URI or by its driver.

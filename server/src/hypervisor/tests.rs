@@ -239,6 +239,73 @@ async fn what_a_verb_changed_the_next_list_shows() {
     assert_eq!(world.state("web"), None);
 }
 
+/// What has happened in a world, each as `NAME WHAT DETAIL STATE`.
+fn happened(world: &World, since: u64) -> Vec<String> {
+    let page = world.hypervisors.book().page(since, usize::MAX);
+    let line = |(after, entry, _): &(u64, Arc<Entry>, Option<Facts>)| match entry.as_ref() {
+        Entry::Hole(hole) => hole.gap(world.hypervisors.book().cursor(*after)).why,
+        Entry::Event(event) => {
+            let row = event.row(world.hypervisors.book().cursor(*after));
+            format!("{} {} {} {}", row.name, row.what, row.detail, row.state)
+        }
+    };
+    page.lines.iter().map(line).collect()
+}
+
+#[tokio::test]
+async fn what_happens_stands_in_the_book_in_order_with_what_is_known_of_its_domain() {
+    let world = World::new().await;
+    let (web, uuid) = (world.target("web"), world.facts("web").uuid);
+    world.hypervisors.pause(web, soon()).await.unwrap();
+    world.until(|world| happened(world, 0).len() == 1).await;
+    world.behind("web", Domain::resume).await;
+    world.until(|world| happened(world, 0).len() == 2).await;
+    let gone = world.target("web");
+    world.hypervisors.destroy(gone, soon()).await.unwrap();
+    world.until(|world| happened(world, 0).len() == 3).await;
+    assert_eq!(
+        happened(&world, 0),
+        [
+            "web paused paused paused",
+            "web resumed unpaused running",
+            "web stopped destroyed off",
+        ]
+    );
+    let page = world.hypervisors.book().page(0, 10);
+    for (_, _, facts) in page.lines {
+        let facts = facts.unwrap();
+        assert!(facts.uuid == uuid && facts.metadata.is_ok());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_events_at_once_are_all_in_the_book_and_the_inventory_stays_true() {
+    let world = World::new().await;
+    for name in ["web", "db"] {
+        let blink = |domain: &Domain| {
+            for _ in 0..2500 {
+                domain.suspend()?;
+                domain.resume()?;
+            }
+            Ok(())
+        };
+        world.behind(name, blink).await;
+    }
+    world.until(|world| happened(world, 0).len() >= 10_000).await;
+    let told = happened(&world, 0);
+    assert_eq!(told.len(), 10_000);
+    for (at, line) in told.iter().enumerate() {
+        let name = if at < 5000 { "web" } else { "db" };
+        let what = if at % 2 == 0 { "paused" } else { "resumed" };
+        assert!(line.starts_with(&format!("{name} {what} ")), "{at}: {line}");
+    }
+    assert_eq!(world.state("web"), Some(DomainState::Running));
+    world.behind("db", Domain::suspend).await;
+    world
+        .until(|world| world.state("db") == Some(DomainState::Paused))
+        .await;
+}
+
 #[tokio::test]
 async fn what_others_change_is_seen_by_events() {
     let world = World::new().await;
