@@ -153,8 +153,8 @@ async fn read(seat: &Seat, outbox: &mpsc::Sender<Piece>) -> Outcome {
     loop {
         let next = seat.line.room().next(seat.viewer);
         match next {
-            Next::Item(item) => outbox
-                .send(Piece::Items(vec![item]))
+            Next::Show(shown) => outbox
+                .send(Piece::Items(vec![shown.into()]))
                 .await
                 .map_err(|_| Fault::new(Code::Unavailable, "the caller is gone"))?,
             Next::Wait => seat.bell.notified().await,
@@ -305,10 +305,28 @@ impl Viewer {
     }
 }
 
+/// What a viewer is shown.
+#[derive(Debug, PartialEq)]
+enum Shown {
+    Bytes(Vec<u8>),
+    News(ConsoleNews),
+    Lost(u64),
+}
+
+impl From<Shown> for Item {
+    fn from(shown: Shown) -> Self {
+        match shown {
+            Shown::Bytes(bytes) => Self::Bytes(bytes),
+            Shown::News(news) => Self::Console(news),
+            Shown::Lost(bytes) => Self::Console(ConsoleNews::Lost(bytes)),
+        }
+    }
+}
+
 /// What a viewer does next.
 #[derive(Debug, PartialEq)]
 enum Next {
-    Item(Item),
+    Show(Shown),
     Wait,
     Over(Result<(), Fault>),
 }
@@ -478,7 +496,7 @@ impl Room {
             )));
         }
         match (viewer.waiting.take(), &self.state) {
-            (Some(item), _) => Next::Item(item),
+            (Some(shown), _) => Next::Show(shown),
             (None, State::Over(outcome)) => Next::Over(outcome.clone()),
             (None, State::Opening | State::Open(_)) => Next::Wait,
         }
@@ -488,7 +506,7 @@ impl Room {
 /// What one viewer has still to be shown, in its order, and never more than there is room for.
 #[derive(Default)]
 struct Waiting {
-    items: VecDeque<Item>,
+    items: VecDeque<Shown>,
     bytes: usize,
     news: usize,
 }
@@ -505,28 +523,26 @@ impl Waiting {
         if self.bytes + piece.len() > MAX_WAITING {
             let dropped = u64::try_from(piece.len()).unwrap_or(u64::MAX);
             match self.items.back_mut() {
-                Some(Item::Console(ConsoleNews::Lost(lost))) => {
-                    *lost = lost.saturating_add(dropped);
+                Some(Shown::Lost(lost)) => *lost = lost.saturating_add(dropped),
+                Some(Shown::Bytes(_) | Shown::News(_)) | None => {
+                    self.items.push_back(Shown::Lost(dropped));
                 }
-                Some(_) | None => self
-                    .items
-                    .push_back(Item::Console(ConsoleNews::Lost(dropped))),
             }
             return;
         }
         self.bytes += piece.len();
         match self.items.back_mut() {
-            Some(Item::Bytes(last)) if last.len() + piece.len() <= BYTES_AN_ITEM => {
+            Some(Shown::Bytes(last)) if last.len() + piece.len() <= BYTES_AN_ITEM => {
                 last.extend_from_slice(piece);
             }
-            Some(_) | None => self.items.push_back(Item::Bytes(piece.to_vec())),
+            Some(_) | None => self.items.push_back(Shown::Bytes(piece.to_vec())),
         }
     }
 
     fn news(&mut self, news: ConsoleNews) {
         self.news += 1;
         if !self.is_stuck() {
-            self.items.push_back(Item::Console(news));
+            self.items.push_back(Shown::News(news));
         }
     }
 
@@ -534,14 +550,14 @@ impl Waiting {
         self.news > MAX_NEWS
     }
 
-    fn take(&mut self) -> Option<Item> {
-        let item = self.items.pop_front()?;
-        if let Item::Bytes(bytes) = &item {
-            self.bytes = self.bytes.saturating_sub(bytes.len());
-        } else if !matches!(item, Item::Console(ConsoleNews::Lost(_))) {
-            self.news = self.news.saturating_sub(1);
+    fn take(&mut self) -> Option<Shown> {
+        let shown = self.items.pop_front()?;
+        match &shown {
+            Shown::Bytes(bytes) => self.bytes = self.bytes.saturating_sub(bytes.len()),
+            Shown::News(_) => self.news = self.news.saturating_sub(1),
+            Shown::Lost(_) => {}
         }
-        Some(item)
+        Some(shown)
     }
 }
 
@@ -569,27 +585,31 @@ mod tests {
     /// All that a viewer is shown now, in words.
     fn shown(room: &mut Room, number: u64) -> Vec<String> {
         let mut shown = Vec::new();
-        while let Next::Item(item) = room.next(number) {
+        while let Next::Show(next) = room.next(number) {
             let who = |principal: &Principal| principal.as_str().replace("@XMAN.TEST", "");
-            shown.push(match item {
-                Item::Bytes(bytes) => String::from_utf8(bytes).unwrap(),
-                Item::Console(ConsoleNews::Attached {
+            let news = match next {
+                Shown::Bytes(bytes) => {
+                    shown.push(String::from_utf8(bytes).unwrap());
+                    continue;
+                }
+                Shown::Lost(bytes) => ConsoleNews::Lost(bytes),
+                Shown::News(news) => news,
+            };
+            shown.push(match news {
+                ConsoleNews::Attached {
                     keyboard,
                     is_mine,
                     others,
-                }) => {
+                } => {
                     let others: Vec<_> = others.iter().map(who).collect();
                     format!("attached {} {is_mine} {}", who(&keyboard), others.join(","))
                 }
-                Item::Console(ConsoleNews::Joined(principal)) => {
-                    format!("joined {}", who(&principal))
-                }
-                Item::Console(ConsoleNews::Left(principal)) => format!("left {}", who(&principal)),
-                Item::Console(ConsoleNews::Keyboard { principal, is_mine }) => {
+                ConsoleNews::Joined(principal) => format!("joined {}", who(&principal)),
+                ConsoleNews::Left(principal) => format!("left {}", who(&principal)),
+                ConsoleNews::Keyboard { principal, is_mine } => {
                     format!("keyboard {} {is_mine}", who(&principal))
                 }
-                Item::Console(ConsoleNews::Lost(bytes)) => format!("lost {bytes}"),
-                other => panic!("{other:?}"),
+                ConsoleNews::Lost(bytes) => format!("lost {bytes}"),
             });
         }
         shown
@@ -697,8 +717,12 @@ mod tests {
         let line = [b'x'; 80];
         for _ in 0..100_000 {
             room.wrote(&line);
-            while let Next::Item(item) = room.next(reader) {
-                assert_eq!(item, Item::Bytes(line.to_vec()), "who reads misses nothing");
+            while let Next::Show(next) = room.next(reader) {
+                assert_eq!(
+                    next,
+                    Shown::Bytes(line.to_vec()),
+                    "who reads misses nothing"
+                );
             }
         }
         let waiting = &room.viewers[0].waiting;

@@ -32,7 +32,7 @@ use xman_common::{
 
 use super::{
     Hypervisors, Target,
-    connections::{Call, Hypervisor},
+    connections::Hypervisor,
     faults,
     ffi::{Attendant, Attended, Ready},
     readings,

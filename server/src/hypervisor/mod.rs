@@ -33,7 +33,7 @@ pub(crate) use book::{Book, Entry, LENGTH as EVENTS_KEPT, Page};
 pub(crate) use devices::Eyes;
 pub(crate) use sources::check as check_images;
 
-pub(crate) use console::{OpenConsole, Screen};
+pub(crate) use console::OpenConsole;
 
 pub(crate) use migrate::Route;
 
