@@ -561,6 +561,28 @@ class Hostile(unittest.TestCase):
             with self.assertRaises(Lost):
                 session.whoami()
 
+    def test_a_ticket_that_comes_late_is_found_while_a_call_goes_on(self) -> None:
+        heard: List[m.Outgoing] = []
+
+        def then(liar: Liar, call: m.Call) -> None:
+            liar.say(m.Expiring(100))
+            liar.say(m.Items(call.id, (samples.CURSOR,)))
+            liar.say(m.Items(call.id, (samples.CURSOR,)))
+            liar.say(m.Alive())
+            heard.append(liar.hear())
+            liar.say(m.Closing(samples.FAULT))
+
+        session = self.after_call(then)
+        with patch.object(client, "LOOK", 0.0):
+            events = session.events(follow=True)
+            with self.assertWarns(ExpiringWarning):
+                next(events)
+            next(events)
+            session._ticket -= 1000  # as if there had been a kinit just now
+            with self.assertRaises(Closed):
+                next(events)
+        self.assertIsInstance(heard[0], m.Renew)
+
     def test_without_a_fresh_ticket_there_is_a_warning(self) -> None:
         def then(liar: Liar, call: m.Call) -> None:
             liar.say(m.Expiring(100))

@@ -90,7 +90,16 @@ class Frames(unittest.TestCase):
     def test_a_peer_that_does_not_read_is_given_up(self) -> None:
         with self.assertRaises(TimedOut):
             self.stream.send(bytes(50_000_000), time.monotonic() + 0.2)
-        self.assertFalse(self.stream.is_open)
+        with self.assertRaisesRegex(Lost, "while something was sent"):
+            self.stream.send(b"", soon())
+
+    def test_last_words_are_heard_although_nothing_can_be_said_any_more(self) -> None:
+        self.theirs.send(b"\0\0\0\2no")
+        self.theirs.close()
+        with self.assertRaisesRegex(Lost, "broke"):
+            self.stream.send(b"x", soon())
+        self.assertEqual(self.stream.frame(10, soon()), b"no")
+        self.assertIsNone(self.stream.frame(10, soon()))
 
     def test_what_is_sent_has_its_length_in_front(self) -> None:
         self.stream.send_frame(b"ab", soon())

@@ -385,8 +385,10 @@ class Client:
         self._heard = time.monotonic()
         try:
             self._send(message, self._heard + SILENCE)
-        except Error as e:
-            e.call = begun.repeat
+        except BaseException as e:
+            self.close()
+            if isinstance(e, Error):
+                e.call = begun.repeat
             raise
         return begun
 

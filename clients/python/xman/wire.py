@@ -68,6 +68,7 @@ class Stream:
         self._socket.setblocking(False)
         self._arrived = bytearray()
         self._open = True
+        self._torn = False
 
     @classmethod
     def connect(cls, host: str, port: int, deadline: float) -> Stream:
@@ -88,22 +89,21 @@ class Stream:
         self._socket.close()
 
     def send(self, data: bytes, deadline: float) -> None:
-        """Sends bytes as they are; when that fails in the middle the connection is closed."""
-        done = False
-        try:
-            rest = memoryview(data)
-            while rest:
-                self._wait(deadline, write=True)
-                try:
-                    rest = rest[self._socket.send(rest) :]
-                except BlockingIOError:
-                    continue
-                except OSError as e:
-                    raise Lost(f"the connection broke: {e}") from None
-            done = True
-        finally:
-            if not done:
-                self.close()
+        """Sends bytes as they are. When that does not work to the end nothing else can be sent, but what the host has
+        said before can still be read."""
+        if self._torn:
+            raise Lost("the connection broke while something was sent")
+        self._torn = True
+        rest = memoryview(data)
+        while rest:
+            self._wait(deadline, write=True)
+            try:
+                rest = rest[self._socket.send(rest) :]
+            except BlockingIOError:
+                continue
+            except OSError as e:
+                raise Lost(f"the connection broke: {e}") from None
+        self._torn = False
 
     def send_frame(self, data: bytes, deadline: float) -> None:
         self.send(struct.pack(">I", len(data)) + data, deadline)
