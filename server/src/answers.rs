@@ -7,15 +7,19 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 use xman_common::{
     codec,
-    protocol::{About, Code, Dmesg, DomainRow, Fault, HostInfo, Identity, Item, List, Reply, Verb},
+    protocol::{
+        About, Code, Dmesg, DomainRow, Fault, HostInfo, HypervisorTrouble, Identity, Item, List,
+        Reply, Verb,
+    },
 };
-use xman_policy::{Action, Grant, Person, Subject, UnixGroups, UnknownAction, Verdict};
+use xman_policy::{Action, Grant, Person, Subject, UnixGroups, UnknownAction};
 
 use crate::{
     caller::{Outcome, Piece},
     clock::seconds,
     dmesg,
-    hypervisor::Facts,
+    hypervisor::{Ailing, Facts},
+    meant::{Meant, ambiguous},
     work::Work,
 };
 
@@ -86,26 +90,38 @@ fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
+/// Sends the domains that are known, and which hypervisors are not well: one that is broken hides nothing of the others.
 pub(crate) async fn send_rows(list: &List, work: &Work) -> Outcome {
     let wanted = Wanted::new(list)?;
+    let hypervisor = work.hypervisor.as_deref();
+    let ailing = work.host.hypervisors.ailing(hypervisor);
     // An empty answer would be taken for a host without domains.
-    if let Some(why) = work.host.hypervisors.unread(work.hypervisor.as_deref()) {
+    let unread = ailing.iter().filter(|ailing| ailing.unread);
+    if let (Some(first), true) = (
+        ailing.first(),
+        unread.count() == work.host.hypervisors.count(hypervisor),
+    ) {
         return Err(Fault::new(
             Code::Unavailable,
-            format!("nothing is known of the domains yet: {why}"),
+            format!(
+                "nothing is known of the domains yet: {}: {}",
+                first.uri, first.why
+            ),
         ));
+    }
+    let troubles = ailing.into_iter().map(|Ailing { uri, why, .. }| {
+        let hypervisor = uri.to_string();
+        Item::Trouble(HypervisorTrouble { hypervisor, why })
+    });
+    for trouble in troubles {
+        work.send(Piece::Items(vec![trouble])).await?;
     }
     let mut rows = work
         .host
         .visible(&work.caller)
         .into_iter()
         .map(|(_, row)| row)
-        .filter(|row| {
-            work.hypervisor
-                .as_ref()
-                .is_none_or(|uri| *uri == row.hypervisor)
-                && wanted.takes(row)
-        })
+        .filter(|row| hypervisor.is_none_or(|uri| *uri == row.hypervisor) && wanted.takes(row))
         .peekable();
     while rows.peek().is_some() {
         let frame = next_frame(&mut rows).into_iter().map(Item::Domain);
@@ -216,11 +232,14 @@ pub(crate) async fn explained(
     match about {
         About::Host => {}
         About::Domain(domain) => {
-            let found = host.hypervisors.find(domain, work.hypervisor.as_deref());
-            facts = found.filter(|facts| {
-                let seen = host.may(&work.caller, Verb::List, Subject::Domain(facts.into()));
-                matches!(seen, Verdict::Allow(_))
-            });
+            let candidates = host
+                .hypervisors
+                .candidates(domain, work.hypervisor.as_deref());
+            facts = match host.meant(&work.caller, candidates) {
+                Meant::Nothing => None,
+                Meant::One(one) => Some(one).filter(|facts| host.sees(&work.caller, facts)),
+                Meant::Several(several) => return Err(ambiguous(domain, &several)),
+            };
         }
         About::Person(principal) => other = Some(host.people.find(principal).await),
     }

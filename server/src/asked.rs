@@ -71,6 +71,7 @@ impl Asked {
             uuid: facts
                 .map(|facts| facts.uuid.to_string())
                 .unwrap_or_default(),
+            hypervisor: facts.map_or(self.hypervisor, |facts| facts.uri.to_string()),
             arguments: arguments(request),
             ..self
         }

@@ -27,8 +27,11 @@ use crate::{
     asked::{Asked, Ending},
     audit::Kind,
     caller::{Caller, Outcome, Piece},
+    hypervisor::{Ailing, Facts},
     input::Input,
-    jobs, perform,
+    jobs,
+    meant::{Meant, ambiguous},
+    perform,
     repeat::Claim,
     work::Work,
 };
@@ -89,10 +92,14 @@ async fn answer(
         Ok(request) => request,
         Err(fault) => return asked.turned_down(&host, fault),
     };
-    let facts = request
-        .domain()
-        .and_then(|domain| host.hypervisors.find(domain, header.hypervisor.as_deref()));
-    let asked = asked.about(&request, facts.as_ref());
+    let named = header.hypervisor.as_deref();
+    let candidates = request.domain().map_or_else(Vec::new, |domain| {
+        host.hypervisors.candidates(domain, named)
+    });
+    let asked = match candidates.as_slice() {
+        [one] => asked.about(&request, Some(one)),
+        [] | [_, _, ..] => asked.about(&request, None),
+    };
     host.reread_policy();
     let (caller, asked) = match &header.on_behalf_of {
         None => (caller, asked),
@@ -100,6 +107,21 @@ async fn answer(
             Ok((caller, rule)) => (caller.clone(), asked.acting(caller, rule)),
             Err(reason) => return asked.denied(reason).turned_down(&host, Fault::denied()),
         },
+    };
+    let (facts, asked) = match host.meant(&caller, candidates) {
+        Meant::Nothing => (None, asked),
+        Meant::One(one) => {
+            let asked = asked.about(&request, Some(&one));
+            (Some(one), asked)
+        }
+        Meant::Several(several) => {
+            let doubt = Doubt {
+                several: &several,
+                caller: &caller,
+            };
+            let asked_for = (digest(&header, &body), deadline(&header));
+            return doubt.answer(&request, asked, asked_for, &host).await;
+        }
     };
     let on = match (request.domain(), facts.as_ref()) {
         (None, _) => Subject::Host,
@@ -124,6 +146,7 @@ async fn answer(
         let missing = Missing {
             verdict,
             domain,
+            hypervisor: named,
             caller: &caller,
         };
         let digest = digest(&header, &body);
@@ -136,7 +159,7 @@ async fn answer(
         Verdict::Deny(reason) => {
             let fault = match (request.domain(), &facts) {
                 (Some(domain), Some(facts)) if !host.sees(&caller, facts) => {
-                    host.hidden(&caller, nothing_known(&host, domain))
+                    host.hidden(&caller, nothing_known(&host, domain, named))
                 }
                 _ => Fault::denied(),
             };
@@ -144,16 +167,17 @@ async fn answer(
         }
     };
     let asked = asked.allowed(&grant);
-    if let Some(fault) = no_such_hypervisor(&host, &header) {
-        return asked.turned_down(&host, fault);
-    }
+    let hypervisor = match named.map(|name| host.hypervisors.named(name)).transpose() {
+        Ok(uri) => uri.map(str::to_owned),
+        Err(fault) => return asked.turned_down(&host, fault),
+    };
 
     let work = Work {
         caller,
         facts,
         deadline,
         id: header.id,
-        hypervisor: header.hypervisor.clone(),
+        hypervisor,
         outbox,
         input,
         host,
@@ -231,6 +255,8 @@ async fn change(
 struct Missing<'a> {
     verdict: Verdict,
     domain: &'a DomainRef,
+    /// Where the caller named one.
+    hypervisor: Option<&'a str>,
     caller: &'a Caller,
 }
 
@@ -257,7 +283,7 @@ impl Missing<'_> {
                 return asked.repeated(host, outcome);
             }
         }
-        let trouble = nothing_known(host, self.domain);
+        let trouble = nothing_known(host, self.domain, self.hypervisor);
         if is_administrator {
             let fault = trouble.unwrap_or_else(|| no_such_domain(self.domain));
             return asked.turned_down(host, fault);
@@ -269,26 +295,64 @@ impl Missing<'_> {
     }
 }
 
-fn no_such_hypervisor(host: &Host, header: &CallHeader) -> Option<Fault> {
-    let uri = header.hypervisor.as_ref()?;
-    (!host.hypervisors.has(uri)).then(|| {
-        Fault::new(
-            Code::NotFound,
-            format!("this host has no hypervisor '{uri}'; `rxm info` lists them"),
-        )
-    })
+/// A call about a domain of which several hypervisors have one, all of which the caller may see.
+struct Doubt<'a> {
+    several: &'a [Facts],
+    caller: &'a Caller,
 }
 
-/// That nothing is known of a domain, where something is wrong with a hypervisor that may have it.
-fn nothing_known(host: &Host, domain: &DomainRef) -> Option<Fault> {
-    let trouble = || {
-        (0..host.config.hypervisors.len())
-            .find_map(|hypervisor| host.hypervisors.trouble(hypervisor))
-    };
-    let why = host.hypervisors.unread(None).or_else(trouble)?;
+impl Doubt<'_> {
+    /// Nothing is guessed. Whoever repeats a call that was clear when it was carried out gets what came of it.
+    async fn answer(
+        self,
+        request: &Request,
+        asked: Asked,
+        (digest, deadline): ([u8; 32], Instant),
+        host: &Host,
+    ) -> Outcome {
+        let verdicts = self
+            .several
+            .iter()
+            .map(|facts| host.judge(self.caller, request, Subject::Domain(facts.into())));
+        let verdict = verdicts.reduce(|first, next| match (&first, &next) {
+            (Verdict::Deny(_), Verdict::Allow(_)) => next,
+            (Verdict::Deny(_) | Verdict::Allow(_), _) => first,
+        });
+        let asked = match verdict {
+            Some(Verdict::Allow(grant)) => asked.allowed(&grant),
+            Some(Verdict::Deny(reason)) => {
+                let asked = asked.denied(reason.to_string());
+                return asked.turned_down(host, Fault::denied());
+            }
+            None => return asked.turned_down(host, Fault::denied()),
+        };
+        if request.verb().effect() == Effect::Change {
+            let known = host
+                .repeats
+                .recall(&host.store, asked.key(), digest, deadline);
+            if let Some(outcome) = known.await {
+                return asked.repeated(host, outcome);
+            }
+        }
+        let fault = request
+            .domain()
+            .map_or_else(Fault::denied, |domain| ambiguous(domain, self.several));
+        asked.turned_down(host, fault)
+    }
+}
+
+/// That nothing is known of a domain, where something is wrong with a hypervisor that may have it, or there is no such hypervisor.
+fn nothing_known(host: &Host, domain: &DomainRef, hypervisor: Option<&str>) -> Option<Fault> {
+    if let Some(Err(fault)) = hypervisor.map(|name| host.hypervisors.named(name)) {
+        return Some(fault);
+    }
+    let ailing = host.hypervisors.ailing(hypervisor);
+    // One that was never read may have any domain at all.
+    let worst = ailing.iter().find(|ailing| ailing.unread);
+    let Ailing { uri, why, .. } = worst.or(ailing.first())?;
     Some(Fault::new(
         Code::Unavailable,
-        format!("nothing is known of '{domain}': {why}; try again later"),
+        format!("nothing is known of '{domain}': {uri}: {why}; try again later"),
     ))
 }
 

@@ -18,6 +18,7 @@ mod hypervisor;
 mod input;
 mod jobs;
 mod listen;
+mod meant;
 mod moving;
 mod peer;
 mod people;

@@ -113,9 +113,18 @@ mod tests {
 
     #[test]
     fn who_means_several_is_told_which_and_how_to_choose() {
-        let name = ambiguous(&DomainRef::Name("web".parse().unwrap()), &[facts(0), facts(1)]);
+        let name = ambiguous(
+            &DomainRef::Name("web".parse().unwrap()),
+            &[facts(0), facts(1)],
+        );
         assert_eq!(name.code, Code::Conflict);
-        for piece in ["'web'", "driver0:///", "driver1:///", "--hypervisor", "UUID"] {
+        for piece in [
+            "'web'",
+            "driver0:///",
+            "driver1:///",
+            "--hypervisor",
+            "UUID",
+        ] {
             assert!(name.message.contains(piece), "{name}");
         }
     }

@@ -77,6 +77,12 @@ pub(super) fn judge(cause: Cause<'_>) -> Fault {
             Code::Busy,
             format!("libvirt gave up waiting; ask again later ({text})"),
         ),
+        sys::VIR_ERR_OPERATION_INVALID if has("Init process ID is not yet known") => (
+            Code::Busy,
+            format!(
+                "the container is only just starting; nothing has begun, ask again in a moment ({text})"
+            ),
+        ),
         sys::VIR_ERR_INVALID_ARG if has("higher than max memory") => (
             Code::Conflict,
             format!(
@@ -101,6 +107,16 @@ pub(super) fn judge(cause: Cause<'_>) -> Fault {
             Code::Conflict,
             format!("the domain is not in a state that allows it ({text})"),
         ),
+        sys::VIR_ERR_CONFIG_UNSUPPORTED | sys::VIR_ERR_XML_ERROR
+            if has("unexpected domain type") =>
+        {
+            (
+                Code::BadRequest,
+                format!(
+                    "the XML is for another hypervisor than this; `--hypervisor` chooses one of the host's ({text})"
+                ),
+            )
+        }
         sys::VIR_ERR_XML_ERROR
         | sys::VIR_ERR_XML_DETAIL
         | sys::VIR_ERR_XML_INVALID_SCHEMA
@@ -117,7 +133,7 @@ pub(super) fn judge(cause: Cause<'_>) -> Fault {
         ),
         sys::VIR_ERR_INVALID_ARG if has("unsupported flags") => (
             Code::Unsupported,
-            format!("this hypervisor cannot do that ({text})"),
+            format!("this hypervisor {} ({text})", lacks(&text)),
         ),
         sys::VIR_ERR_INVALID_ARG | sys::VIR_ERR_OVERFLOW => (
             Code::BadRequest,
@@ -125,7 +141,7 @@ pub(super) fn judge(cause: Cause<'_>) -> Fault {
         ),
         sys::VIR_ERR_NO_SUPPORT | sys::VIR_ERR_ARGUMENT_UNSUPPORTED => (
             Code::Unsupported,
-            format!("this hypervisor cannot do that ({text})"),
+            format!("this hypervisor {} ({text})", lacks(&text)),
         ),
         sys::VIR_ERR_CONFIG_UNSUPPORTED => (
             Code::Refused,
@@ -169,6 +185,38 @@ pub(super) fn judge(cause: Cause<'_>) -> Fault {
         _ => (Code::Refused, format!("libvirt refused ({text})")),
     };
     Fault::new(code, message)
+}
+
+/// Says what a driver does not have, and what does instead, by the call that libvirt names: drivers lack much that QEMU's has, that of
+/// containers most.
+fn lacks(text: &str) -> &'static str {
+    let has = |pieces: &[&str]| pieces.iter().any(|piece| text.contains(piece));
+    if has(&["SetVcpus"]) {
+        "does not change the number of virtual CPUs; set it in the definition with `rxm edit`, for the next start"
+    } else if has(&["ManagedSave", "virDomainSave", "virDomainRestore"]) {
+        "keeps no image of a domain's memory; `rxm pause` halts it for a while"
+    } else if has(&["Migrate"]) {
+        "does not move a running domain; shut it down, and define it on the other host"
+    } else if has(&["virDomainReset"]) {
+        "has no reset; `rxm destroy` and `rxm start` do the same"
+    } else if has(&[
+        "CreateWithF",
+        "CreateXMLWithF",
+        "CreateXML",
+        "CreateWithFlags",
+    ]) {
+        "does not start a domain like that; leave out `--paused`, and pause it then"
+    } else if has(&["virDomainRename"]) {
+        "does not rename; undefine the domain, and define it with its new name"
+    } else if has(&["AttachDevice", "DetachDevice", "UpdateDevice"]) {
+        "does not change devices while a domain runs; `rxm edit` changes its definition"
+    } else if has(&["GetJob", "AbortJob"]) {
+        "has no long work on domains that could be looked at or given up"
+    } else if has(&["SetMetadata"]) {
+        "keeps no owners, class or labels with its domains"
+    } else {
+        "cannot do that"
+    }
 }
 
 /// The domain was there when it was looked up, and is not any more.
@@ -332,6 +380,46 @@ mod tests {
         ] {
             check(code, text, true, true, expected);
         }
+    }
+
+    #[test]
+    fn what_a_driver_lacks_is_said_with_what_does_instead() {
+        for (call, advice) in [
+            ("virDomainSetVcpusFlags", "rxm edit"),
+            ("virDomainManagedSave", "rxm pause"),
+            ("virDomainSaveParams", "rxm pause"),
+            ("virDomainMigratePerform3", "shut it down"),
+            ("virDomainReset", "rxm destroy"),
+            ("virDomainRename", "undefine"),
+            ("virDomainAttachDeviceFlags", "rxm edit"),
+            ("virDomainAbortJob", "long work"),
+            ("virDomainSetMetadata", "owners"),
+            ("virDomainPinVcpu", "cannot do that"),
+        ] {
+            let text = format!("this function is not supported by the connection driver: {call}");
+            let fault = judge(Cause {
+                code: sys::VIR_ERR_NO_SUPPORT,
+                text: &text,
+                begun: true,
+                alive: true,
+            });
+            assert_eq!(fault.code, Code::Unsupported);
+            assert!(fault.message.contains(advice), "{fault}");
+        }
+        check(
+            sys::VIR_ERR_OPERATION_INVALID,
+            "Requested operation is not valid: Init process ID is not yet known",
+            true,
+            true,
+            Code::Busy,
+        );
+        check(
+            sys::VIR_ERR_CONFIG_UNSUPPORTED,
+            "unsupported configuration: unexpected domain type lxc, expecting one of these: qemu, kvm",
+            false,
+            true,
+            Code::BadRequest,
+        );
     }
 
     #[test]

@@ -188,11 +188,7 @@ impl Inventory {
     }
 
     /// Returns the domains of a name or UUID in the order of the hypervisors, one a hypervisor at most, of all or one.
-    pub(super) fn candidates(
-        &self,
-        domain: &DomainRef,
-        hypervisor: Option<usize>,
-    ) -> Vec<Facts> {
+    pub(super) fn candidates(&self, domain: &DomainRef, hypervisor: Option<usize>) -> Vec<Facts> {
         let memory = self.memory();
         let now = Instant::now();
         let here = |host: usize| hypervisor.is_none_or(|wanted| wanted == host);

@@ -30,10 +30,9 @@ use inventory::Inventory;
 
 pub(crate) use book::{Book, Entry, LENGTH as EVENTS_KEPT, Page};
 
+pub(crate) use console::OpenConsole;
 pub(crate) use devices::Eyes;
 pub(crate) use sources::check as check_images;
-
-pub(crate) use console::OpenConsole;
 
 pub(crate) use migrate::Route;
 
@@ -248,8 +247,7 @@ impl Hypervisors {
     /// # Errors
     /// `NotFound` where it is none of this host's, `Conflict` where it is the driver of several.
     pub(crate) fn named(&self, hypervisor: &str) -> Result<&str, Fault> {
-        let uris = || self.shared.hypervisors.iter().map(|known| known.uri.as_str());
-        uris::named(uris(), hypervisor)
+        self.place(hypervisor)
             .map(|index| self.shared.inventory.uri(index))
     }
 
@@ -285,8 +283,12 @@ impl Hypervisors {
     }
 
     fn index(&self, name: &str) -> Option<usize> {
-        let uris = self.shared.hypervisors.iter().map(|known| known.uri.as_str());
-        uris::named(uris, name).ok()
+        self.place(name).ok()
+    }
+
+    fn place(&self, name: &str) -> Result<usize, Fault> {
+        let hypervisors = self.shared.hypervisors.iter();
+        uris::named(hypervisors.map(|known| known.uri.as_str()), name)
     }
 
     fn by_index(&self, index: usize) -> Result<Arc<Hypervisor>, Fault> {
@@ -297,8 +299,7 @@ impl Hypervisors {
 
     /// Returns the hypervisor that takes what is new: the one that is named, or the first.
     fn chosen(&self, name: Option<&str>) -> Result<Arc<Hypervisor>, Fault> {
-        let uris = self.shared.hypervisors.iter().map(|known| known.uri.as_str());
-        let index = name.map_or(Ok(0), |name| uris::named(uris, name))?;
+        let index = name.map_or(Ok(0), |name| self.place(name))?;
         let found = self.shared.hypervisors.get(index).cloned();
         found.ok_or_else(|| Fault::new(Code::Unsupported, "this host has no hypervisor configured"))
     }

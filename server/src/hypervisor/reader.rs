@@ -136,20 +136,19 @@ impl Reader {
         let mut pause = FIRST_PAUSE;
         loop {
             let begin = Instant::now();
-            let trouble = match hypervisor.open_for_reader() {
-                Err(error) => faults::unreachable(&error),
+            // What everybody hears who may list says nothing of domains; libvirt's own words about a reading could, and go to the log.
+            let (trouble, detail) = match hypervisor.open_for_reader() {
+                Err(error) => (faults::unreachable(&error), String::new()),
                 Ok(connection) => match self.attend(&connection) {
                     None => return,
-                    Some(error) => {
-                        format!(
-                            "the connection to libvirt is lost, reconnecting ({})",
-                            faults::tidy(error.message())
-                        )
-                    }
+                    Some(error) => (
+                        "the connection to libvirt is lost, reconnecting".to_owned(),
+                        format!(" ({})", faults::tidy(error.message())),
+                    ),
                 },
             };
             if hypervisor.inventory.trouble(hypervisor.index).as_deref() != Some(trouble.as_str()) {
-                tracing::warn!("{}: {trouble}", hypervisor.uri);
+                tracing::warn!("{}: {trouble}{detail}", hypervisor.uri);
             }
             self.leave(&trouble);
             hypervisor.inventory.lost(hypervisor.index, trouble);
@@ -217,13 +216,18 @@ impl Reader {
                 }
                 let rest = now.elapsed() * SHARE;
                 (earliest, due) = (now + rest, now + REFRESH.max(rest));
-                let trouble = read
-                    .as_ref()
-                    .err()
-                    .map(|error| faults::tidy(error.message()));
-                hypervisor
-                    .inventory
-                    .troubled(hypervisor.index, trouble.unwrap_or_default());
+                let trouble = match &read {
+                    Ok(()) => String::new(),
+                    Err(error) => {
+                        tracing::warn!(
+                            "{}: the domains cannot be read: {}",
+                            hypervisor.uri,
+                            faults::tidy(error.message())
+                        );
+                        "libvirt does not tell its domains; xmand's log has its words".to_owned()
+                    }
+                };
+                hypervisor.inventory.troubled(hypervisor.index, trouble);
                 read
             } else {
                 self.ask(|| connection.lib_version().map(drop))

@@ -67,7 +67,7 @@ impl World {
             assert!(
                 Instant::now() < limit,
                 "{:?} {:?}",
-                self.hypervisors.trouble(0),
+                self.hypervisors.ailing(None),
                 self.hypervisors.rows()
             );
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -170,7 +170,11 @@ async fn the_inventory_has_every_column() {
             .to_ascii_uppercase(),
         "TEST"
     );
-    assert!(world.hypervisors.has(&row.hypervisor) && !world.hypervisors.has("qemu:///system"));
+    assert_eq!(
+        world.hypervisors.named(&row.hypervisor).ok(),
+        Some(row.hypervisor.as_str())
+    );
+    assert!(world.hypervisors.named("qemu:///system").is_err());
     assert_eq!(
         world
             .hypervisors
@@ -746,7 +750,8 @@ async fn what_a_driver_lacks_is_unsupported_and_what_is_not_there_unavailable() 
         fault.code == Code::Unavailable && fault.message.contains("is libvirtd"),
         "{fault}"
     );
-    assert!(absent.rows().is_empty() && absent.trouble(0).is_some());
+    let ailing = absent.ailing(None);
+    assert!(absent.rows().is_empty() && ailing.len() == 1 && ailing[0].unread);
     let why = Hypervisors::check("qemu+unix:///system?socket=/nonexistent/socket")
         .await
         .unwrap_err();

@@ -21,7 +21,9 @@ pub(super) fn named<'a>(
         (Some((index, _)), None) => Ok(index),
         (Some((_, one)), Some((_, other))) => Err(Fault::new(
             Code::Conflict,
-            format!("several hypervisors of this host are '{name}', as {one} and {other}; choose one by its URI"),
+            format!(
+                "several hypervisors of this host are '{name}', as {one} and {other}; choose one by its URI"
+            ),
         )),
         (None, _) => Err(Fault::new(
             Code::NotFound,
@@ -65,7 +67,15 @@ mod tests {
         check("lxc", Ok(1));
         check("xen", Ok(3));
         check("qemu", Err(Code::Conflict));
-        for unknown in ["", "test", "LXC", "lxc+unix", "lxc:///system", "qem", "system"] {
+        for unknown in [
+            "",
+            "test",
+            "LXC",
+            "lxc+unix",
+            "lxc:///system",
+            "qem",
+            "system",
+        ] {
             check(unknown, Err(Code::NotFound));
         }
     }

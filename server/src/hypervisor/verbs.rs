@@ -35,6 +35,27 @@ const ANSWER_TIME: Duration = Duration::from_millis(100);
 /// some seconds before it kills it.
 const FORCE_TIME: Duration = Duration::from_secs(10);
 
+/// What the driver of containers calls itself.
+const CONTAINERS: &str = "LXC";
+
+/// A way to ask a guest for something, and by which flags a container hears of it.
+struct Plea {
+    ask: fn(&Domain, u32) -> Result<(), Error>,
+    initctl: u32,
+    signal: u32,
+}
+
+const SHUTDOWN: Plea = Plea {
+    ask: |domain, flags| domain.shutdown_flags(flags),
+    initctl: sys::VIR_DOMAIN_SHUTDOWN_INITCTL,
+    signal: sys::VIR_DOMAIN_SHUTDOWN_SIGNAL,
+};
+const REBOOT: Plea = Plea {
+    ask: |domain, flags| domain.reboot(flags),
+    initctl: sys::VIR_DOMAIN_REBOOT_INITCTL,
+    signal: sys::VIR_DOMAIN_REBOOT_SIGNAL,
+};
+
 impl Hypervisors {
     /// Returns a domain's XML.
     pub(crate) async fn describe(
@@ -161,7 +182,7 @@ impl Hypervisors {
                 }
                 sense(Act::Shutdown, &visit.facts.name, visit.state)?;
                 visit.call.begin()?;
-                let refused = match visit.ok(visit.domain.shutdown_flags(0)) {
+                let refused = match visit.ok(visit.ask(&SHUTDOWN)) {
                     Err(fault)
                         if force && matches!(fault.code, Code::Refused | Code::Unsupported) =>
                     {
@@ -236,7 +257,7 @@ impl Hypervisors {
                 visit.ok(if force {
                     visit.domain.reset()
                 } else {
-                    visit.domain.reboot(0)
+                    visit.ask(&REBOOT)
                 })?;
                 Ok((reboots, visit.domain.id(), visit.settle()))
             })
@@ -280,7 +301,7 @@ impl Hypervisors {
             })
             .await?;
         // A container has no balloon: its limit holds at once, and what libvirt reports is what it uses.
-        let container = self.shared.inventory.driver(target.facts.hypervisor) == "LXC";
+        let container = self.shared.inventory.driver(target.facts.hypervisor) == CONTAINERS;
         if !live || container || row.state != DomainState::Running {
             return Ok(row);
         }
@@ -442,6 +463,20 @@ impl<'a> Visit<'a> {
         target: &Target,
     ) -> Result<Self, Fault> {
         Self::with(call, host, target, present)
+    }
+
+    /// Asks the guest. A container hears of it by its initctl or by a signal to its first process; libvirt 9.0 says that it has used the one
+    /// also where there is none, and then sends no signal. So both are used: what knows initctl does no harm at the signal.
+    fn ask(&self, plea: &Plea) -> Result<(), Error> {
+        if self.host.inventory.driver(self.host.index) != CONTAINERS {
+            return (plea.ask)(&self.domain, 0);
+        }
+        let told = (plea.ask)(&self.domain, plea.initctl);
+        match (plea.ask)(&self.domain, plea.signal) {
+            // It has gone down already.
+            Err(_) if told.is_ok() && !self.domain.is_active().unwrap_or(true) => Ok(()),
+            signalled => signalled,
+        }
     }
 
     /// As [`Visit::new`], with the metadata that events have brought: libvirt reads them with its ordinary workers, which may all hang.
