@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// What the store says of jobs that an xmand left behind when it ended.
-pub(crate) const LEFT_BEHIND: &str = "xmand ended in the middle and does not know what came of it; look for the domain on both hosts";
+pub(crate) const LEFT_BEHIND: &str = "xmand ended in the middle and does not know what came of it; look at the domain, and for one that was moved on both hosts";
 
 /// A job that runs in this process.
 #[derive(Clone, Debug)]

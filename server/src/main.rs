@@ -15,6 +15,7 @@ mod door;
 mod events;
 mod expect;
 mod hypervisor;
+mod images;
 mod input;
 mod jobs;
 mod listen;
@@ -58,6 +59,7 @@ use crate::{
     door::Door,
     expect::Table,
     hypervisor::Hypervisors,
+    images::Images,
     jobs::Jobs,
     people::People,
     repeat::Repeats,
@@ -131,6 +133,7 @@ struct Host {
     store: Store,
     hypervisors: Hypervisors,
     repeats: Repeats,
+    images: Images,
     jobs: Jobs,
     consoles: Consoles,
     door: Arc<Door>,
@@ -293,6 +296,8 @@ async fn serve(config: Config) -> Result<ExitCode, String> {
             "jobs were under way when xmand last ended; `rxm job list` shows them"
         );
     }
+    let (images, drafts) =
+        Images::open(&config.state_dir).map_err(|error| format!("state directory: {error}"))?;
     let listeners = listen::bind(&config.listen).await?;
     let host = Arc::new(Host {
         keys,
@@ -304,6 +309,7 @@ async fn serve(config: Config) -> Result<ExitCode, String> {
         store,
         hypervisors: Hypervisors::start(config.hypervisors.clone()),
         repeats: Repeats::default(),
+        images,
         jobs: Jobs::default(),
         consoles: Consoles::default(),
         door: Arc::default(),
@@ -312,6 +318,7 @@ async fn serve(config: Config) -> Result<ExitCode, String> {
         stopping: CancellationToken::new(),
         config,
     });
+    host.hypervisors.find_out(drafts);
     host.reread_policy();
     moving::take_up(&host)
         .await

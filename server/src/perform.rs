@@ -10,7 +10,7 @@ use crate::{
     caller::{Outcome, Piece},
     console, events,
     hypervisor::{Change, Route, Target},
-    jobs, moving,
+    images, jobs, moving,
     work::Work,
 };
 
@@ -230,14 +230,53 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
             let person = Arc::new(host.people.find(&explain.principal).await);
             answers::explained(&explain.action, &explain.about, person, &work).await
         }
-        Request::Save(_)
-        | Request::Restore(_)
-        | Request::DiscardSaved(_)
-        | Request::SaveTo(_)
-        | Request::Images(_)
-        | Request::RestoreFrom(_)
-        | Request::DiscardImage(_) => Err(unbuilt()),
-        Request::Autostart(_) | Request::Reset(_) | Request::Rename(_) => Err(unbuilt()),
+        Request::Save(_) => {
+            let saving = |target, progress| hypervisors.save(target, progress);
+            jobs::begin(&work, Verb::Save, String::new(), saving)
+                .await
+                .map(Reply::Job)
+        }
+        Request::Restore(start) => hypervisors
+            .restore(work.target(Verb::Restore)?, start.paused, deadline)
+            .await
+            .map(Reply::Domain),
+        Request::DiscardSaved(_) => hypervisors
+            .discard_saved(work.target(Verb::DiscardSaved)?, deadline)
+            .await
+            .map(Reply::Domain),
+        Request::SaveTo(save) => {
+            let detail = format!("to {}", save.image);
+            let saving =
+                |target, progress| hypervisors.save_to(target, &host.images, &save.image, progress);
+            jobs::begin(&work, Verb::SaveTo, detail, saving)
+                .await
+                .map(Reply::Job)
+        }
+        Request::Images(_) => images::send_rows(&grant, &work).await,
+        Request::RestoreFrom(restore) => {
+            let image = host.images.take(&restore.image)?;
+            let judge = work.xml_judge(Verb::RestoreFrom);
+            hypervisors
+                .restore_from(image, hypervisor, restore.paused, judge, deadline)
+                .await
+                .map(Reply::Domain)
+        }
+        Request::DiscardImage(on) => images::discard(on.image, &work).await,
+        Request::Autostart(autostart) => hypervisors
+            .autostart(work.target(Verb::Autostart)?, autostart.on, deadline)
+            .await
+            .map(Reply::Domain),
+        Request::Reset(_) => hypervisors
+            .reset(work.target_by(Verb::Reset, true)?, deadline)
+            .await
+            .map(Reply::Domain),
+        Request::Rename(rename) => {
+            let target = work.target_called(Verb::Rename, &rename.name)?;
+            hypervisors
+                .rename(target, rename.name, work.judge(Verb::List), deadline)
+                .await
+                .map(Reply::Domain)
+        }
         Request::Attach(attach) => {
             let target = work.target_with_host(Verb::Attach)?;
             let allowed = host.config.devices.clone();
@@ -258,15 +297,13 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
     }
 }
 
-fn unbuilt() -> Fault {
-    Fault::new(Code::Unsupported, "this xmand is being built")
-}
-
 /// Whether a request pulls the plug or resets, which takes the right to `destroy` beside that to its verb.
 pub(crate) fn is_forced(request: &Request) -> bool {
     matches!(
         request,
-        Request::Reboot(Ask { force: true, .. }) | Request::Shutdown(Ask { force: true, .. })
+        Request::Reboot(Ask { force: true, .. })
+            | Request::Shutdown(Ask { force: true, .. })
+            | Request::Reset(_)
     )
 }
 

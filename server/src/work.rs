@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
-use xman_common::protocol::{Code, Fault, Item, Reply, Verb};
+use xman_common::{
+    name::DomainName,
+    protocol::{Code, Fault, Item, Reply, Verb},
+};
 use xman_policy::{Action, Subject, Verdict};
 
 use crate::{
@@ -96,6 +99,21 @@ impl Work {
             }
             let owns = matches!(host.may(&caller, Action::Own, made), Verdict::Allow(_));
             Ok(owns.then(|| caller.person.principal.clone()))
+        })
+    }
+
+    /// As [`Work::target`], for a verb that gives the domain another name: judged as it would be called as well, at once and again.
+    pub(crate) fn target_called(&self, verb: Verb, name: &DomainName) -> Result<Target, Fault> {
+        let target = self.target(verb)?;
+        let (asked, name) = (target.judge, name.clone());
+        let as_called = move |facts: &Facts| Facts {
+            name: name.clone(),
+            ..facts.clone()
+        };
+        asked(&as_called(&target.facts))?;
+        Ok(Target {
+            judge: Arc::new(move |facts| asked(facts).and_then(|()| asked(&as_called(facts)))),
+            ..target
         })
     }
 

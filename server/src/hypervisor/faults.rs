@@ -48,6 +48,24 @@ pub(super) fn judge(cause: Cause<'_>) -> Fault {
                 ),
             );
         }
+        _ if has("assigned non-USB host devices")
+            || has("non-migratable")
+            || has("cannot migrate domain")
+            || (has("migration with") && has("not supported")) =>
+        {
+            (
+                Code::Refused,
+                format!(
+                    "the domain has a device that cannot be saved or moved with its memory; take that away, or shut the guest down instead ({text})"
+                ),
+            )
+        }
+        _ if has("cannot rename domain with") => (
+            Code::Conflict,
+            format!(
+                "it has snapshots or checkpoints, which go by its name; remove them first ({text})"
+            ),
+        ),
         _ if has("virtlogd") => (
             Code::Refused,
             format!("libvirt needs virtlogd, which does not run; start it ({text})"),

@@ -487,6 +487,38 @@ pub(super) fn job(domain: &Domain) -> Result<Job, Error> {
     Ok(job)
 }
 
+/// Writes a domain's memory to a file and stops it.
+///
+/// # Errors
+/// libvirt's; also where the path holds a NUL.
+pub(super) fn save(domain: &Domain, path: &str) -> Result<(), Error> {
+    let path = std::ffi::CString::new(path)?;
+    // SAFETY: the domain and the path are alive during the call; a null XML means the domain's own.
+    match unsafe { sys::virDomainSaveFlags(domain.as_ptr(), path.as_ptr(), ptr::null(), 0) } {
+        0 => Ok(()),
+        _ => Err(Error::last_error()),
+    }
+}
+
+/// Returns the XML in the image that libvirt keeps for a domain, without secrets.
+///
+/// # Errors
+/// libvirt's: VIR_ERR_NO_SUPPORT where the driver shows none, VIR_ERR_OPERATION_FAILED where the image is damaged.
+pub(super) fn managed_save_xml(domain: &Domain) -> Result<String, Error> {
+    // SAFETY: the domain is alive.
+    let xml = unsafe { sys::virDomainManagedSaveGetXMLDesc(domain.as_ptr(), 0) };
+    if xml.is_null() {
+        return Err(Error::last_error());
+    }
+    // SAFETY: libvirt returned a string that ends with a NUL and is ours.
+    let text = unsafe { CStr::from_ptr(xml) }
+        .to_string_lossy()
+        .into_owned();
+    // SAFETY: it was allocated by libvirt with malloc, is freed once, and nothing points into it any more.
+    unsafe { nix::libc::free(xml.cast()) };
+    Ok(text)
+}
+
 /// Ends a domain's job.
 ///
 /// # Errors

@@ -179,7 +179,7 @@ impl Hypervisors {
 }
 
 /// What there is of a new domain's name or UUID.
-enum Found {
+pub(super) enum Found {
     /// Nothing yet, and who will own it.
     None(Option<Principal>),
     /// A domain, which keeps its metadata.
@@ -187,7 +187,7 @@ enum Found {
 }
 
 impl Found {
-    fn kept(&self, call: &Call) -> Result<Kept, Fault> {
+    pub(super) fn kept(&self, call: &Call) -> Result<Kept, Fault> {
         match self {
             Self::None(owner) => {
                 let metadata = Metadata {
@@ -203,7 +203,7 @@ impl Found {
 }
 
 /// Finds the domains that have a new one's name or UUID, and has each of them judged before anything is said of it.
-fn find(call: &Call, host: &Hypervisor, new: &NewDomain, judge: &XmlJudge) -> Result<Found, Fault> {
+pub(super) fn find(call: &Call, host: &Hypervisor, new: &NewDomain, judge: &XmlJudge) -> Result<Found, Fault> {
     let failed = |error: Error| call.fault(&error);
     let mut found: Vec<Domain> = Vec::new();
     if let Some(uuid) = new.uuid {
@@ -241,7 +241,7 @@ fn find(call: &Call, host: &Hypervisor, new: &NewDomain, judge: &XmlJudge) -> Re
 }
 
 /// The fault for a domain that could not be given its owners and was taken away again.
-fn undone(why: &Fault, undone: Result<(), Error>) -> Fault {
+pub(super) fn undone(why: &Fault, undone: Result<(), Error>) -> Fault {
     match undone {
         Ok(()) => Fault::new(
             why.code,
@@ -258,7 +258,7 @@ fn undone(why: &Fault, undone: Result<(), Error>) -> Fault {
     }
 }
 
-fn made(call: &Call, host: &Hypervisor, domain: &Domain) -> Result<DomainRow, Fault> {
+pub(super) fn made(call: &Call, host: &Hypervisor, domain: &Domain) -> Result<DomainRow, Fault> {
     let began = Moment::now();
     let found = domain
         .uuid()
@@ -289,7 +289,7 @@ fn made(call: &Call, host: &Hypervisor, domain: &Domain) -> Result<DomainRow, Fa
     }
 }
 
-fn taken(new: &NewDomain, existing: &Facts) -> Fault {
+pub(super) fn taken(new: &NewDomain, existing: &Facts) -> Fault {
     let (name, uuid) = (&existing.name, existing.uuid);
     conflict(if new.name == *name {
         format!(

@@ -54,6 +54,7 @@ mod migrate;
 mod progress;
 mod reader;
 mod readings;
+mod saved;
 mod sense;
 mod sources;
 mod uris;

@@ -13,6 +13,9 @@ const MIN_MEMORY_KIB: u64 = 4 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Act {
     Start,
+    Restore,
+    Save,
+    Rename,
     Destroy,
     Pause,
     Unpause,
@@ -29,17 +32,28 @@ pub(super) fn sense(act: Act, name: &DomainName, state: DomainState) -> Result<(
     use DomainState::{Blocked, Crashed, Off, Paused, Running, ShuttingDown, Sleeping, Unknown};
     let message = match (act, state) {
         (_, Unknown) => return Ok(()),
-        (Act::Start, Running | Blocked) => format!("'{name}' is running already"),
-        (Act::Start, Paused) => {
+        (Act::Start | Act::Restore, Running | Blocked) => format!("'{name}' is running already"),
+        (Act::Start | Act::Restore, Paused) => {
             format!("'{name}' is running already, and paused; `rxm unpause {name}` lets it run on")
         }
-        (Act::Start, ShuttingDown) => {
+        (Act::Start | Act::Restore, ShuttingDown) => {
             format!("'{name}' is still going down; start it when it is off")
         }
-        (Act::Start, Sleeping) => {
+        (Act::Start | Act::Restore, Sleeping) => {
             format!("'{name}' is running already; its guest sleeps, and wakes by itself")
         }
-        (Act::Start, Off | Crashed) => return Ok(()),
+        (Act::Start | Act::Restore, Off | Crashed) => return Ok(()),
+        (Act::Save, Off | Crashed) => {
+            format!("'{name}' is off: it has no memory to save")
+        }
+        (Act::Save, ShuttingDown) => {
+            format!("'{name}' is going down; there is no going on from that")
+        }
+        (Act::Save, Running | Blocked | Paused | Sleeping) => return Ok(()),
+        (Act::Rename, Off | Crashed) => return Ok(()),
+        (Act::Rename, _) => format!(
+            "'{name}' is running, and only what is off gets another name; `rxm shutdown {name}` first"
+        ),
         (Act::Destroy, Off) => format!("'{name}' is off already"),
         (Act::Destroy, _) => return Ok(()),
         (Act::Pause, Paused) => format!("'{name}' is paused already"),
@@ -128,7 +142,7 @@ pub(super) fn memory_flags(
 }
 
 /// A size as people write it.
-fn in_words(kib: u64) -> String {
+pub(super) fn in_words(kib: u64) -> String {
     if kib.is_multiple_of(1024) {
         format!("{} MiB", kib / 1024)
     } else {
@@ -214,6 +228,21 @@ mod tests {
                 Act::Start,
                 &[Off, Crashed][..],
                 &[Running, Paused, ShuttingDown, Sleeping][..],
+            ),
+            (
+                Act::Save,
+                &[Running, Paused, Sleeping],
+                &[Off, Crashed, ShuttingDown],
+            ),
+            (
+                Act::Restore,
+                &[Off, Crashed],
+                &[Running, Paused, ShuttingDown, Sleeping],
+            ),
+            (
+                Act::Rename,
+                &[Off, Crashed],
+                &[Running, Paused, ShuttingDown, Sleeping],
             ),
             (
                 Act::Destroy,

@@ -165,6 +165,36 @@ impl Hypervisors {
             .await
     }
 
+    /// Resets the guest as its button would.
+    pub(crate) async fn reset(
+        &self,
+        target: Target,
+        deadline: Instant,
+    ) -> Result<DomainRow, Fault> {
+        self.act(target, Act::Reset, deadline, Domain::reset).await
+    }
+
+    /// Lets a domain start with its host, or not.
+    pub(crate) async fn autostart(
+        &self,
+        target: Target,
+        on: bool,
+        deadline: Instant,
+    ) -> Result<DomainRow, Fault> {
+        self.in_lane(target, deadline, move |visit| {
+            let name = &visit.facts.name;
+            if !visit.ok(visit.domain.is_persistent())? {
+                return Err(conflict(format!(
+                    "'{name}' has no definition, so nothing is left of it that could start with the host; `rxm define` gives it one"
+                )));
+            }
+            visit.call.begin()?;
+            visit.ok(visit.domain.set_autostart(on))?;
+            Ok(visit.settle())
+        })
+        .await
+    }
+
     /// Asks the guest to shut down; waits until it has, and with `force` pulls the plug shortly before the deadline.
     pub(crate) async fn shutdown(
         &self,
