@@ -440,6 +440,8 @@ class Examples(Live):
             ((there, "pause", self.domain), 1, "is paused already"),
             ((there, "unpause", self.domain), 0, f"{self.domain}  running"),
             ((there, "pause", "no-such-domain"), 1, "no domain"),
+            ((there, "events", "--no-follow", "--all"), 0, f" {self.domain} paused"),
+            ((there, "events", "--since", "yesterday"), 2, "BOOK.NUMBER"),
             ((there, "dance"), 2, "invalid choice"),
             (("no-such-host.invalid", "list"), 3, "no-such-host.invalid"),
             (("127.0.0.1:" + wanted("XMAN_TEST_PORT"), "list"), 4, "xman/127.0.0.1"),
@@ -492,6 +494,17 @@ class Happenings(Live):
             with connect() as third, third.events([self.domain], since=begin, follow=True) as all_of_it:
                 self.until(all_of_it, m.What.PAUSED)
             self.assertFalse(isinstance(events.wait(0.5), EventRow))
+
+    def test_the_oldest_cursor_is_before_all_that_the_host_knows(self) -> None:
+        host = self.session()
+        paused = host.pause(self.domain).uuid
+
+        def is_there() -> bool:
+            items = list(host.events(since=Cursor.oldest()))
+            self.assertIsInstance(items[0], Cursor)
+            return any(isinstance(item, EventRow) and (item.uuid, item.what) == (paused, m.What.PAUSED) for item in items)
+
+        eventually("the event is on record", is_there)
 
     def test_a_cursor_of_a_book_that_is_gone_is_a_gap(self) -> None:
         host = self.session()

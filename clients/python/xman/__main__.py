@@ -61,7 +61,11 @@ def _arguments(words: Optional[Sequence[str]]) -> argparse.Namespace:
     unpause.set_defaults(run=_change, change=Client.unpause)
     events = verbs.add_parser("events", help="what happens to domains, as it happens")
     events.add_argument("pattern", nargs="*", help="as for list")
-    events.add_argument("--since", metavar="CURSOR", type=_cursor, help="begin after this; each line ends with one")
+    begin = events.add_mutually_exclusive_group()
+    begin.add_argument("--since", metavar="CURSOR", type=_cursor, help="begin after this; each line ends with one")
+    begin.add_argument(
+        "--all", dest="since", action="store_const", const=Cursor.oldest(), help="begin with all that the host still knows"
+    )
     events.add_argument("--no-follow", action="store_true", help="end with what has happened up to now")
     events.set_defaults(run=_events)
     return parser.parse_args(words)

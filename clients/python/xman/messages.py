@@ -137,6 +137,11 @@ class Cursor:
         return f"{self.book.hex}.{self.number}"
 
     @classmethod
+    def oldest(cls) -> Cursor:
+        """Returns the place before all that a host still knows."""
+        return cls(UUID(int=0), 0)
+
+    @classmethod
     def parse(cls, text: str) -> Cursor:
         """Returns the cursor that `str` of it gave; raises CodecError where there is none."""
         book, dot, number = text.partition(".")

@@ -113,6 +113,15 @@ fn it_lists_pauses_and_changes_once_and_only_once() {
 }
 
 #[test]
+fn it_follows_events_across_lost_connections() {
+    let realm = Realm::shared();
+    let (alice, mallory, host) = (realm.user("alice"), realm.user("mallory"), host());
+    let call =
+        live(&alice, &host, "tests.live.Happenings").env("XMAN_TEST_STRANGER", mallory.ccache());
+    all_passed(call.run(), tests_of(&source("live.py"), "Happenings"));
+}
+
+#[test]
 fn what_it_pauses_others_see_paused() {
     need_gssapi();
     let (alice, host) = (Realm::shared().user("alice"), host());
