@@ -404,14 +404,14 @@ class Hostile(unittest.TestCase):
 
     def test_a_host_that_lives_is_waited_for_and_one_that_is_silent_is_not(self) -> None:
         def then(liar: Liar, call: m.Call) -> None:
-            for _ in range(8):
+            for _ in range(12):
                 liar.say(m.Alive())
-                time.sleep(0.2)  # the host takes its time
+                time.sleep(0.25)  # the host takes its time
             liar.say(m.DoneWith(call.id, WHOAMI))
             liar.call()
             self.assertEqual(liar.connection.recv(1), b"")
 
-        with patch.object(client, "SILENCE", 1.0):
+        with patch.object(client, "SILENCE", 2.0):
             session = self.after_call(then)
             self.assertEqual(session.whoami(), WHOAMI)
             with self.assertRaisesRegex(TimedOut, "silent"):
