@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 use uuid::Uuid;
 use xman_common::{
     channel::{ChannelError, Refusal},
@@ -295,6 +298,61 @@ impl Caller {
         }
     }
 
+    /// Makes a call that is a stream, whose input comes through `input`, until it ends or `interrupt` is raised. Tries again only as long as
+    /// the host has brought nothing: what was sent into a stream is not sent twice.
+    pub async fn converse(
+        &mut self,
+        request: &Request,
+        input: &mut Option<mpsc::Receiver<Vec<u8>>>,
+        interrupt: &Interrupt,
+        mut events: impl FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<Reply, Failure> {
+        let mut tried = 0;
+        loop {
+            let mut has_begun = false;
+            let spoken = self
+                .open_stream(request, input, interrupt, |event| {
+                    has_begun |= matches!(event, Event::Items(_));
+                    events(event)
+                })
+                .await;
+            let failure = match spoken {
+                Ok(reply) => return Ok(reply),
+                Err(failure) => failure,
+            };
+            if !failure.keeps_session() {
+                self.client = None;
+            }
+            tried += 1;
+            let pause = pause(tried, chance());
+            let is_last = tried >= self.patience.tries || Instant::now() + pause >= self.deadline;
+            if has_begun || is_last || failure.again() != Again::Yes || interrupt.is_raised() {
+                return Err(failure);
+            }
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = interrupt.raised() => return Err(failure),
+            }
+        }
+    }
+
+    async fn open_stream(
+        &mut self,
+        request: &Request,
+        input: &mut Option<mpsc::Receiver<Vec<u8>>>,
+        interrupt: &Interrupt,
+        events: impl FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<Reply, Failure> {
+        let options = CallOptions {
+            hypervisor: self.hypervisor.clone(),
+            on_behalf_of: self.on_behalf_of.clone(),
+            interrupt: interrupt.clone(),
+            ..CallOptions::fresh()
+        };
+        let client = self.client(interrupt).await?;
+        Ok(client.converse(request, &options, input, events).await?)
+    }
+
     async fn attempt(
         &mut self,
         request: &Request,
@@ -302,8 +360,25 @@ impl Caller {
         wait: Wait,
         events: &mut impl FnMut(Event) -> ControlFlow<()>,
     ) -> Result<Reply, Failure> {
+        let interrupt = self.patience.interrupt.clone();
+        let deadline = match wait {
+            Wait::Deadline => self.deadline,
+            Wait::Follow => Instant::now() + FOLLOW,
+        };
+        let options = CallOptions {
+            id,
+            deadline: Some(deadline),
+            hypervisor: self.hypervisor.clone(),
+            on_behalf_of: self.on_behalf_of.clone(),
+            interrupt: interrupt.clone(),
+        };
+        let client = self.client(&interrupt).await?;
+        Ok(client.call(request, &options, events).await?)
+    }
+
+    /// Returns the session, opened if there is none.
+    async fn client(&mut self, interrupt: &Interrupt) -> Result<&mut Client, Failure> {
         if self.client.is_none() {
-            let interrupt = self.patience.interrupt.clone();
             let client = tokio::select! {
                 client = self.connect() => client?,
                 () = interrupt.raised() => return Err(Failure::Interrupted),
@@ -314,21 +389,7 @@ impl Caller {
             });
             self.client = Some(client);
         }
-        let Some(client) = &mut self.client else {
-            return Err(Failure::Interrupted);
-        };
-        let deadline = match wait {
-            Wait::Deadline => self.deadline,
-            Wait::Follow => Instant::now() + FOLLOW,
-        };
-        let options = CallOptions {
-            id,
-            deadline: Some(deadline),
-            hypervisor: self.hypervisor.clone(),
-            on_behalf_of: self.on_behalf_of.clone(),
-            interrupt: self.patience.interrupt.clone(),
-        };
-        Ok(client.call(request, &options, events).await?)
+        self.client.as_mut().ok_or(Failure::Interrupted)
     }
 
     async fn connect(&self) -> Result<Client, ConnectError> {

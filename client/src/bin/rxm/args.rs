@@ -13,6 +13,7 @@ use xman_common::{
     protocol::{DomainState, Verb},
 };
 
+use crate::console::Escape;
 use crate::units::{bandwidth, duration, memory_kib, milliseconds};
 
 const STYLES: styling::Styles = styling::Styles::styled()
@@ -93,6 +94,25 @@ Examples:
   rxm -H @grid list 'grid-*' --state running
   rxm start skirit80/web
   rxm -H skirit[80-84] -o json list | jq '.[] | select(.stale)'";
+
+const CONSOLE_HELP: &str = "\
+The first who comes has the keyboard; who comes later reads along. --force takes the keyboard over, and everybody \
+    there is told. When who types leaves, the keyboard goes to who has waited longest.
+
+Ctrl-] leaves at once, also in the middle of a paste; the guest stays as it is, logged in or not. Every other key goes to the guest, \
+    Ctrl-C and Ctrl-Z too. --escape chooses another key, for a guest that needs Ctrl-].
+
+A guest can write anything to your terminal, as with virsh console or a serial line: `reset` mends a terminal that it \
+    left in disorder. The window's size is not told to the guest unless you tell it, and resizing types nothing.
+
+Without a terminal on standard input, what is piped is typed, and what the guest writes is printed until it ends or \
+    --timeout is over.
+
+Examples:
+  rxm console skirit80/web
+  rxm console --force skirit80/web
+  rxm console --log web.log skirit80/web
+  echo uptime | rxm console --timeout 5s skirit80/web";
 
 /// What holds for every command.
 #[derive(Debug, Args)]
@@ -282,6 +302,9 @@ Examples:
   rxm describe --inactive skirit80/web > web.xml
   rxm describe --secrets skirit80/web        with passwords, for whom may see them")]
     Describe(DescribeArgs),
+    /// Open a guest's serial console on this terminal
+    #[command(after_help = CONSOLE_HELP)]
+    Console(ConsoleArgs),
     /// Edit a domain's definition in an editor
     #[command(after_help = "\
 VISUAL, EDITOR or vi opens the definition. What cannot be stored is offered again, and never lost. \
@@ -577,6 +600,25 @@ pub(crate) struct DescribeArgs {
     /// With passwords and other secrets
     #[arg(long)]
     pub(crate) secrets: bool,
+}
+
+/// Arguments of `console`.
+#[derive(Debug, Args)]
+pub(crate) struct ConsoleArgs {
+    /// NAME, UUID or HOST/NAME
+    pub(crate) domain: String,
+    /// Take the keyboard over from whoever has it, also from another program on the host
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Append all that the guest writes to a file, as it comes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
+    /// The key that leaves: ^] or another ^X, one character, or none
+    #[arg(short, long, value_name = "KEY", default_value = "^]", value_parser = Escape::parse)]
+    pub(crate) escape: Escape,
+    /// Type `stty rows R cols C` with this window's size at the beginning: for a guest that is at a shell's prompt
+    #[arg(long)]
+    pub(crate) size: bool,
 }
 
 /// Arguments of `edit`.

@@ -5,6 +5,7 @@ mod ask;
 mod change;
 mod clean;
 mod config;
+mod console;
 mod devices;
 mod edit;
 mod exit;
@@ -19,6 +20,7 @@ mod setting;
 mod show;
 mod tags;
 mod target;
+mod terminal;
 mod units;
 
 use std::{
@@ -104,6 +106,7 @@ async fn work(options: args::Options, command: Command) -> Result<Tally, Stop> {
         Command::VcpuSet(args) => change::vcpu_set(setting, args).await,
         Command::Attach(device) => devices::attach(setting, device).await,
         Command::Detach(device) => devices::detach(setting, device).await,
+        Command::Console(args) => console::console(setting, args).await,
         Command::Edit(args) => edit::edit(setting, args).await,
         Command::Migrate(args) => migrate::migrate(setting, args).await,
         Command::Owner(args) => metadata::owner(setting, args).await,
@@ -129,6 +132,7 @@ async fn watch_for_interrupt(raise: watch::Sender<bool>) {
             continue;
         }
         if raise.send_replace(true) {
+            terminal::restore();
             std::process::exit(INTERRUPTED.into());
         }
     }
