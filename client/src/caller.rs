@@ -212,6 +212,11 @@ impl Caller {
         }
     }
 
+    /// Makes every call from now on to one of the host's hypervisors, by URI or driver; to whichever it concerns without.
+    pub fn aim(&mut self, hypervisor: Option<String>) {
+        self.hypervisor = hypervisor;
+    }
+
     /// Makes every call from now on in somebody's stead: the rights are then that person's alone, and the host decides whether one may.
     pub fn acting_for(self, principal: Option<Principal>) -> Self {
         Self {

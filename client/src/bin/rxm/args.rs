@@ -147,8 +147,8 @@ pub(crate) struct Options {
         hide_env_values = true
     )]
     pub(crate) on_behalf_of: Option<Principal>,
-    /// The host's hypervisor, where it has several, by libvirt URI (rxm info lists them)
-    #[arg(long, global = true, value_name = "URI")]
+    /// The host's hypervisor, where it has several: libvirt URI or driver, as lxc (rxm info lists them)
+    #[arg(long, global = true, value_name = "URI|DRIVER")]
     pub(crate) hypervisor: Option<String>,
     /// Do not ask before a pattern changes several domains
     #[arg(short, long, global = true)]
@@ -211,9 +211,13 @@ Examples:
 A row that is marked stale is what xmand last heard from a libvirt that is silent. One whose owners are marked unreadable is nobody's until an \
     administrator has mended its metadata; a line on stderr says how.
 
+Where the rows come from several hypervisors a column names the driver of each (-o wide: the URI). One that is broken or silent is told of on \
+    stderr, with exit code 5, and hides nothing of the others.
+
 JSON: host, name, uuid, hypervisor, id (null when off), state, reason, memory_kib, max_memory_kib, vcpus, max_vcpus, cpu_time_ns, \
     autostart, persistent, owners (a list), class (or null), labels (an object), metadata_trouble (why these three cannot be read; usually empty), \
-    age_ms, stale."
+    age_ms, stale. A host that cannot be asked is an object of host and error (code, message), a hypervisor that is not well one of host, hypervisor \
+    and error."
     )]
     List(ListArgs),
     /// Show a host: processors, memory, hypervisors, load

@@ -353,6 +353,7 @@ async fn do_on_host(
         if was_asked {
             caller.rest();
         }
+        target.aim(setting, &mut caller);
         let outcome = change(setting, &mut caller, &(deed.request)(target.domain.clone())).await;
         // The next domain of this host goes on with the session.
         *open.lock().unwrap_or_else(PoisonError::into_inner) = Some(rested(caller));
@@ -461,6 +462,7 @@ pub(crate) async fn rehearse(
         for target in targets {
             let caller = caller.get_or_insert_with(|| setting.caller(&target.address));
             caller.rest();
+            target.aim(setting, caller);
             let mut allowed = may(setting, caller, verb, Some(&target.domain)).await;
             if let (Ok(true), Some(also)) = (&allowed, also) {
                 allowed = may(setting, caller, also, Some(&target.domain)).await;
@@ -750,6 +752,7 @@ mod tests {
             address: host.parse().unwrap(),
             domain: DomainRef::Uuid(Uuid::from_u128(number)),
             row: None,
+            by: None,
         }
     }
 

@@ -63,6 +63,7 @@ async fn send(
         address,
         domain: DomainRef::Uuid(uuid::Uuid::nil()),
         row: None,
+        by: None,
     };
     if setting.dry_run {
         rehearse(setting, &mut told, &target, file, verb).await;

@@ -73,7 +73,8 @@ pub(crate) struct Setting {
     pub(crate) on_behalf_of: Option<Principal>,
     hosts: Option<String>,
     named: OnceLock<Vec<Address>>,
-    hypervisor: Option<String>,
+    /// The one that is meant where a host has several, by URI or driver.
+    pub(crate) hypervisor: Option<String>,
     config: Config,
     own: OnceLock<Principal>,
     warned: Mutex<bool>,

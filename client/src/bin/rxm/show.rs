@@ -1,6 +1,6 @@
 //! `list`, `info` and `whoami`: every host is asked, and one that cannot be is a row of its own.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Value, json};
@@ -8,8 +8,8 @@ use xman_client::{Address, Caller, Explanation, fleet};
 use xman_common::{
     name::Principal,
     protocol::{
-        Code, DomainRow, DomainState, HostInfo, Identity, Info, JobRow, Metadata, Progress, Reply,
-        Request, Whoami,
+        Code, DomainRow, DomainState, HostInfo, HypervisorTrouble, Identity, Info, JobRow,
+        Metadata, Progress, Reply, Request, Whoami,
     },
 };
 
@@ -19,7 +19,7 @@ use crate::{
     output::{Complaints, Field, Row, Style, error_value},
     setting::{Setting, Stop, misfit},
     tags::{class_of, labels, owners, shown, warn},
-    target::{self, Wanted},
+    target::{self, Wanted, ailing, driver},
     units::{size, span},
 };
 
@@ -36,27 +36,32 @@ pub(crate) async fn list(setting: &Setting, args: ListArgs) -> Result<Tally, Sto
     let args = &args;
     let heard = fleet::all(questions, fleet::WIDTH, |(address, patterns)| async move {
         let mut caller = setting.caller(&address);
-        let rows = target::rows(setting, &mut caller, &patterns, &args.state).await;
+        let listed = target::rows(setting, &mut caller, &patterns, &args.state).await;
         let me = match (&setting.on_behalf_of, caller.met()) {
             (Some(other), _) => Some(other.clone()),
             (None, met) => met.map(|met| met.welcome.principal.clone()),
         };
-        (address, rows.map(|rows| (rows, me)))
+        (address, listed.map(|listed| (listed, me)))
     })
-    .await
-    .into_iter()
-    .map(|(address, heard)| {
-        (
-            address,
-            heard.map(|(rows, me)| narrowed(args, rows, me.as_ref())),
-        )
-    })
-    .collect::<Vec<_>>();
+    .await;
+    let mut troubles = Vec::new();
+    let heard: Vec<_> = heard
+        .into_iter()
+        .map(|(address, heard)| {
+            let rows = heard.map(|(listed, me)| {
+                let of_host = listed.troubles.into_iter();
+                troubles.extend(of_host.map(|trouble| (address.clone(), trouble)));
+                narrowed(args, listed.rows, me.as_ref())
+            });
+            (address, rows)
+        })
+        .collect();
     let is_empty = heard
         .iter()
-        .all(|(_, rows)| rows.as_ref().is_ok_and(Vec::is_empty));
+        .all(|(_, rows)| rows.as_ref().is_ok_and(Vec::is_empty))
+        && troubles.is_empty();
     match setting.output.format {
-        Format::Json | Format::Yaml => setting.output.values(list_values(&heard))?,
+        Format::Json | Format::Yaml => setting.output.values(list_values(&heard, &troubles))?,
         Format::Name => names(setting, &heard)?,
         Format::Table | Format::Wide => {
             let is_wide = setting.output.format == Format::Wide;
@@ -73,7 +78,15 @@ pub(crate) async fn list(setting: &Setting, args: ListArgs) -> Result<Tally, Sto
         .iter()
         .flat_map(|(address, rows)| rows.iter().flatten().map(move |row| (address, row)));
     warn(setting, rows);
-    Ok(conclude(setting, &heard))
+    let mut tally = conclude(setting, &heard);
+    let mut complaints = Complaints::default();
+    for (address, trouble) in &troubles {
+        let ailing = ailing(trouble);
+        tally.failed(ailing.kind);
+        complaints.add(address.to_string(), &ailing);
+    }
+    complaints.say(&setting.output);
+    Ok(tally)
 }
 
 /// Keeps the domains that are wanted; `me` is whom the host takes the caller for.
@@ -125,12 +138,30 @@ fn list_questions(
     Ok(questions)
 }
 
-fn list_values(heard: &[Heard<Vec<DomainRow>>]) -> Vec<Value> {
-    let values = |(address, rows): &Heard<Vec<DomainRow>>| match rows {
-        Ok(rows) => rows.iter().map(|row| domain_value(address, row)).collect(),
-        Err(error) => vec![error_value(address, error)],
+fn list_values(
+    heard: &[Heard<Vec<DomainRow>>],
+    troubles: &[(Address, HypervisorTrouble)],
+) -> Vec<Value> {
+    let values = |(address, rows): &Heard<Vec<DomainRow>>| {
+        let mut values: Vec<Value> = match rows {
+            Ok(rows) => rows.iter().map(|row| domain_value(address, row)).collect(),
+            Err(error) => vec![error_value(address, error)],
+        };
+        let of_host = troubles.iter().filter(|(host, _)| host == address);
+        values.extend(of_host.map(|(_, trouble)| trouble_value(address, trouble)));
+        values
     };
     heard.iter().flat_map(values).collect()
+}
+
+/// A hypervisor that is not well, as JSON has it.
+fn trouble_value(address: &Address, trouble: &HypervisorTrouble) -> Value {
+    let ailing = ailing(trouble);
+    json!({
+        "host": address,
+        "hypervisor": trouble.hypervisor,
+        "error": { "code": ailing.code, "message": format!("{}; {}", trouble.why, ailing.advice).trim_end_matches("; ") },
+    })
 }
 
 /// A domain as JSON has it.
@@ -177,6 +208,8 @@ fn names(setting: &Setting, heard: &[Heard<Vec<DomainRow>>]) -> Result<(), Stop>
 #[derive(Clone, Copy)]
 struct Columns {
     with_host: bool,
+    /// The drivers, where there are several; wide has the URIs in any case.
+    with_driver: bool,
     is_wide: bool,
     with_labels: bool,
 }
@@ -184,7 +217,18 @@ struct Columns {
 impl Columns {
     fn of(heard: &[Heard<Vec<DomainRow>>], is_wide: bool) -> Self {
         let mut rows = heard.iter().flat_map(|(_, rows)| rows.iter().flatten());
+        let uris = |rows: &[DomainRow]| -> HashSet<String> {
+            rows.iter().map(|row| row.hypervisor.clone()).collect()
+        };
+        let of_hosts: Vec<_> = heard
+            .iter()
+            .filter_map(|(_, rows)| rows.as_ref().ok())
+            .map(|rows| uris(rows))
+            .collect();
+        let drivers: HashSet<_> = of_hosts.iter().flatten().map(|uri| driver(uri)).collect();
         Self {
+            with_driver: !is_wide
+                && (drivers.len() > 1 || of_hosts.iter().any(|uris| uris.len() > 1)),
             with_host: heard.len() > 1 || heard.iter().any(|(_, rows)| rows.is_err()),
             is_wide,
             with_labels: rows.any(|row| !row.metadata.labels.is_empty()),
@@ -195,6 +239,7 @@ impl Columns {
         let mut headers = Vec::new();
         headers.extend(self.with_host.then_some("HOST"));
         headers.extend(["NAME", "ID", "STATE", "VCPUS", "MEMORY", "CPU TIME"]);
+        headers.extend(self.with_driver.then_some("HYPERVISOR"));
         if self.is_wide {
             headers.extend([
                 "UUID",
@@ -270,6 +315,9 @@ fn domain_cells(row: &DomainRow, columns: Columns) -> Vec<Field> {
         size(row.memory_kib).into(),
         cpu_time.into(),
     ];
+    if columns.with_driver {
+        cells.push(driver(&row.hypervisor).into());
+    }
     if columns.is_wide {
         let yes_no = |yes: bool| if yes { "yes" } else { "no" };
         cells.extend([
@@ -856,6 +904,39 @@ mod tests {
     }
 
     #[test]
+    fn a_column_names_drivers_where_there_are_several_and_trouble_is_an_object() {
+        let cell = DomainRow {
+            name: "cell".parse().unwrap(),
+            hypervisor: "lxc:///system".to_owned(),
+            ..row()
+        };
+        let all = &heard(vec![row(), cell])[..1];
+        let columns = Columns::of(all, false);
+        assert_eq!(columns.headers().last(), Some(&"HYPERVISOR"));
+        let rows = list_rows(all, columns);
+        let drivers: Vec<_> = rows.iter().map(|row| *texts(row).last().unwrap()).collect();
+        assert_eq!(drivers, ["qemu", "lxc"]);
+        let wide = Columns::of(all, true).headers();
+        assert_eq!(wide.iter().filter(|h| **h == "HYPERVISOR").count(), 1);
+        let host: Address = "skirit80".parse().unwrap();
+        let trouble = |why: &str| HypervisorTrouble {
+            hypervisor: "lxc:///system".to_owned(),
+            why: why.to_owned(),
+        };
+        let troubles = [(host, trouble("gone; start it"))];
+        let values = list_values(&heard(vec![row()]), &troubles);
+        assert_eq!(values.len(), 3);
+        assert_eq!(
+            values[1],
+            json!({
+                "host": "skirit80", "hypervisor": "lxc:///system",
+                "error": { "code": "unavailable", "message": "gone; start it" }
+            })
+        );
+        assert!(ailing(&trouble("it is silent")).to_string().contains("; "));
+    }
+
+    #[test]
     fn what_is_stale_is_marked_without_colour_too() {
         let stale = DomainRow {
             stale: true,
@@ -875,7 +956,7 @@ mod tests {
             ..silent()
         });
         assert_eq!(list_rows(&all, Columns::of(&all, false)).len(), 1);
-        assert_eq!(list_values(&all)[1]["error"]["code"], "denied");
+        assert_eq!(list_values(&all, &[])[1]["error"]["code"], "denied");
     }
 
     #[test]
@@ -954,7 +1035,7 @@ mod tests {
 
     #[test]
     fn the_fields_of_a_domain_in_json_are_stable() {
-        let text = serde_json::to_string(&list_values(&heard(vec![row()]))).unwrap();
+        let text = serde_json::to_string(&list_values(&heard(vec![row()]), &[])).unwrap();
         assert_eq!(
             text,
             concat!(
@@ -969,7 +1050,7 @@ mod tests {
 
     #[test]
     fn yaml_says_the_same_as_json() {
-        let text = serde_saphyr::to_string(&list_values(&heard(vec![row()]))).unwrap();
+        let text = serde_saphyr::to_string(&list_values(&heard(vec![row()]), &[])).unwrap();
         assert!(
             text.starts_with("- host: skirit80\n  name: web\n"),
             "{text}"

@@ -7,7 +7,9 @@ use uuid::Uuid;
 use xman_client::{Address, Caller, Explanation, Kind, fleet};
 use xman_common::{
     name::{DomainName, DomainRef},
-    protocol::{Code, DomainRow, Item, List, MAX_PATTERN, MAX_PATTERNS, Request},
+    protocol::{
+        Code, DomainRow, HypervisorTrouble, Item, List, MAX_PATTERN, MAX_PATTERNS, Request,
+    },
 };
 
 use crate::{
@@ -145,15 +147,73 @@ pub(crate) struct Target {
     pub(crate) domain: DomainRef,
     /// As the host listed it, where it was asked.
     pub(crate) row: Option<DomainRow>,
+    /// The hypervisor that tells it from another of its name on the same host, where there is one.
+    pub(crate) by: Option<String>,
 }
 
 impl Target {
-    /// Returns `HOST/NAME`, or `HOST/UUID` where the name is not known.
+    /// Returns `HOST/NAME`, or `HOST/UUID` where the name is not known; with its hypervisor where the host has another of that name.
     pub(crate) fn label(&self) -> String {
+        let by = self
+            .by
+            .as_ref()
+            .map(|by| format!(" ({by})"))
+            .unwrap_or_default();
         match &self.row {
-            Some(row) => format!("{}/{}", self.address, row.name),
+            Some(row) => format!("{}/{}{by}", self.address, row.name),
             None => format!("{}/{}", self.address, self.domain),
         }
+    }
+
+    /// Makes a caller's next calls go to the hypervisor that has it: the host may have another domain of its name or UUID.
+    pub(crate) fn aim(&self, setting: &Setting, caller: &mut Caller) {
+        let own = self.row.as_ref().map(|row| row.hypervisor.clone());
+        caller.aim(own.or_else(|| setting.hypervisor.clone()));
+    }
+}
+
+/// Gives those of one name on one host, which several hypervisors have, what tells them apart: the driver, or the URI where that is the same.
+fn tell_apart(targets: &mut [Target]) {
+    let mut places: HashMap<String, Vec<usize>> = HashMap::new();
+    for (at, target) in targets.iter().enumerate() {
+        places.entry(target.label()).or_default().push(at);
+    }
+    for same in places.into_values().filter(|same| same.len() > 1) {
+        let uri_of = |at: &usize| targets.get(*at)?.row.as_ref().map(|row| &*row.hypervisor);
+        let uris: Vec<String> = same
+            .iter()
+            .map(|at| uri_of(at).unwrap_or_default().to_owned())
+            .collect();
+        let drivers: HashSet<&str> = uris.iter().map(|uri| driver(uri)).collect();
+        let are_enough = drivers.len() == uris.len();
+        for (at, uri) in same.into_iter().zip(&uris) {
+            if let Some(target) = targets.get_mut(at) {
+                target.by = Some(if are_enough { driver(uri) } else { uri }.to_owned());
+            }
+        }
+    }
+}
+
+/// Returns the driver of a libvirt URI, as `lxc` of `lxc+unix:///system`.
+pub(crate) fn driver(uri: &str) -> &str {
+    uri.split([':', '+']).next().unwrap_or(uri)
+}
+
+/// Says of a hypervisor that it is not well.
+pub(crate) fn ailing(trouble: &HypervisorTrouble) -> Explanation {
+    let HypervisorTrouble { hypervisor, why } = trouble;
+    // Where libvirt cannot be reached, the host says what to do.
+    let advice = if why.contains(';') {
+        ""
+    } else {
+        "what is shown of its domains may be old; look at libvirt on that host"
+    };
+    Explanation {
+        kind: Kind::Unreachable,
+        code: Code::Unavailable.name(),
+        what: format!("{hypervisor}: {why}"),
+        advice: advice.to_owned(),
+        is_common: false,
     }
 }
 
@@ -178,8 +238,16 @@ pub(crate) struct Found {
     pub(crate) silent: Vec<(Address, Explanation)>,
 }
 
+/// What a host told of its domains.
+#[derive(Debug, Default)]
+pub(crate) struct Listed {
+    pub(crate) rows: Vec<DomainRow>,
+    /// Hypervisors whose domains are not known, or not any more.
+    pub(crate) troubles: Vec<HypervisorTrouble>,
+}
+
 /// A host's domains, or why it did not tell.
-type Answer = Result<Vec<DomainRow>, Explanation>;
+type Answer = Result<Listed, Explanation>;
 
 /// Finds the domains that are meant.
 pub(crate) async fn find(
@@ -228,10 +296,11 @@ pub(crate) async fn find_one(
     let labels: Vec<_> = found.targets.iter().map(Target::label).collect();
     match found.targets.pop() {
         Some(target) if found.targets.is_empty() => {
-            let caller = found
+            let mut caller = found
                 .callers
                 .remove(&target.address)
                 .unwrap_or_else(|| setting.caller(&target.address));
+            target.aim(setting, &mut caller);
             Ok((target, caller, found))
         }
         _ => Err(Stop::Usage(format!(
@@ -260,6 +329,7 @@ fn known(searches: &[(Wanted, Vec<Address>)], purpose: Purpose) -> Option<Vec<Ta
             address: address.clone(),
             domain,
             row: None,
+            by: None,
         })
     };
     searches.iter().map(target).collect()
@@ -286,7 +356,7 @@ async fn look(
     let results = fleet::all(questions, fleet::WIDTH, |(address, patterns)| async move {
         let mut caller = setting.caller(&address);
         let answer = rows(setting, &mut caller, &patterns, &[]).await;
-        let is_useful = answer.as_ref().is_ok_and(|rows| !rows.is_empty());
+        let is_useful = answer.as_ref().is_ok_and(|listed| !listed.rows.is_empty());
         (address, answer, (keep && is_useful).then_some(caller))
     })
     .await;
@@ -310,7 +380,7 @@ pub(crate) async fn rows(
     if chunks.is_empty() {
         chunks.push(&[]);
     }
-    let mut found = Vec::new();
+    let mut found = Listed::default();
     let mut known = HashSet::new();
     for chunk in chunks {
         let list = List {
@@ -319,11 +389,18 @@ pub(crate) async fn rows(
         };
         let (_, items) = setting.ask(caller, &Request::List(list)).await?;
         for item in items {
+            if let Item::Trouble(trouble) = item {
+                let is_of = |other: &HypervisorTrouble| other.hypervisor == trouble.hypervisor;
+                if !found.troubles.iter().any(is_of) {
+                    found.troubles.push(trouble);
+                }
+                continue;
+            }
             let Item::Domain(row) = item else {
                 return Err(misfit());
             };
             if known.insert((row.uuid, row.hypervisor.clone())) {
-                found.push(row);
+                found.rows.push(row);
             }
         }
     }
@@ -339,6 +416,7 @@ enum Doubt {
     Ambiguous {
         typed: String,
         candidates: Vec<String>,
+        advice: String,
     },
     /// Hosts that did not answer could have it.
     Silent {
@@ -372,14 +450,21 @@ fn choose(
         let mut mute = Vec::new();
         for place in places {
             match answer.get(place) {
-                Some(Ok(rows)) => {
-                    matches.extend(rows.iter().filter(|row| wanted.name.is(row)).map(|row| {
-                        Target {
-                            address: place.clone(),
-                            domain: DomainRef::Uuid(row.uuid),
-                            row: Some(row.clone()),
-                        }
-                    }))
+                Some(Ok(listed)) => {
+                    let rows = listed.rows.iter().filter(|row| wanted.name.is(row));
+                    let found = rows.map(|row| Target {
+                        address: place.clone(),
+                        domain: DomainRef::Uuid(row.uuid),
+                        row: Some(row.clone()),
+                        by: None,
+                    });
+                    let before = matches.len();
+                    matches.extend(found);
+                    // One broken hypervisor does not keep from its work who names a domain that another has.
+                    if wanted.name.is_pattern() || matches.len() == before {
+                        let troubles = listed.troubles.iter();
+                        mute.extend(troubles.map(|trouble| (place.clone(), ailing(trouble))));
+                    }
                 }
                 Some(Err(error)) if error.code == Code::Denied.name() && places.len() > 1 => {}
                 Some(Err(error)) => mute.push((place.clone(), error.clone())),
@@ -389,20 +474,20 @@ fn choose(
         match doubt(wanted, places, &matches, &mute, purpose) {
             Some(doubt) => doubts.push(doubt),
             None => {
-                targets.extend(
-                    matches
-                        .into_iter()
-                        .filter(|t| chosen.insert((t.address.clone(), t.domain.clone()))),
-                );
-                for (host, error) in mute {
-                    if !silent.iter().any(|(known, _)| *known == host) {
-                        silent.push((host, error));
+                targets.extend(matches.into_iter().filter(|target| {
+                    let on = target.row.as_ref().map(|row| row.hypervisor.clone());
+                    chosen.insert((target.address.clone(), target.domain.clone(), on))
+                }));
+                for known in mute {
+                    if !silent.contains(&known) {
+                        silent.push(known);
                     }
                 }
             }
         }
     }
     if doubts.is_empty() {
+        tell_apart(&mut targets);
         Ok((targets, silent))
     } else {
         Err(doubts)
@@ -436,14 +521,42 @@ fn doubt(
             Purpose::Change => silence(Some(one)),
             Purpose::Read | Purpose::Show | Purpose::Explain => None,
         },
-        (Called::Exactly(_) | Called::Uuid(_), several) => Some(Doubt::Ambiguous {
-            typed: typed.clone(),
-            candidates: candidates(several),
-        }),
+        (Called::Exactly(_) | Called::Uuid(_), several) => {
+            let mut several = several.to_vec();
+            tell_apart(&mut several);
+            Some(Doubt::Ambiguous {
+                typed: typed.clone(),
+                advice: how_to_choose(&wanted.name, &several),
+                candidates: candidates(&several),
+            })
+        }
     }
 }
 
-/// As HOST/NAME; where one host has several of the name, they are told apart by their UUIDs.
+/// Hypervisors tell domains of one name apart, hosts do, and UUIDs unless those are the same too.
+fn how_to_choose(called: &Called, several: &[Target]) -> String {
+    let by: Vec<&str> = several.iter().filter_map(|t| t.by.as_deref()).collect();
+    let is_uuid = matches!(called, Called::Uuid(_));
+    match by.first() {
+        None if is_uuid => "say which, as HOST/UUID".to_owned(),
+        None => "say which, as HOST/NAME or HOST/UUID".to_owned(),
+        Some(first) => {
+            let which = if is_uuid {
+                "say the host"
+            } else {
+                "say which, as HOST/UUID"
+            };
+            let others = by.len() < several.len();
+            if is_uuid && !others {
+                format!("choose one with --hypervisor, as in --hypervisor {first}")
+            } else {
+                format!("choose one with --hypervisor, as in --hypervisor {first}, or {which}")
+            }
+        }
+    }
+}
+
+/// As HOST/NAME; where nothing else tells them apart, by their UUIDs.
 fn candidates(several: &[Target]) -> Vec<String> {
     let mut labels: Vec<_> = several.iter().map(Target::label).collect();
     labels.dedup();
@@ -500,16 +613,17 @@ fn complain(complaints: &mut Complaints, doubt: Doubt, purpose: Purpose, who: &s
             complaints.add(typed, &refused("not-found", what, advice));
             Kind::Refused
         }
-        Doubt::Ambiguous { typed, candidates } => {
+        Doubt::Ambiguous {
+            typed,
+            candidates,
+            advice,
+        } => {
             let what = format!(
-                "{} domains have that name: {}",
+                "{} domains are called that: {}",
                 candidates.len(),
                 named(&candidates)
             );
-            complaints.add(
-                typed,
-                &refused("ambiguous", what, "say which, as HOST/NAME or HOST/UUID"),
-            );
+            complaints.add(typed, &refused("ambiguous", what, &advice));
             Kind::Refused
         }
         Doubt::Silent { error, .. } if error.is_common => {
@@ -615,12 +729,42 @@ mod tests {
         }
     }
 
+    fn listed(rows: Vec<DomainRow>) -> Answer {
+        Ok(Listed {
+            rows,
+            troubles: Vec::new(),
+        })
+    }
+
+    fn on(hypervisor: &str, row: DomainRow) -> DomainRow {
+        DomainRow {
+            hypervisor: hypervisor.to_owned(),
+            ..row
+        }
+    }
+
+    fn both() -> Vec<DomainRow> {
+        vec![
+            on("qemu:///system", row("web", 1)),
+            on("lxc+unix:///system?socket=/x", row("web", 2)),
+            on("qemu:///system", row("db", 3)),
+            on("lxc+unix:///system?socket=/x", row("cell", 3)),
+        ]
+    }
+
+    fn broken() -> HypervisorTrouble {
+        HypervisorTrouble {
+            hypervisor: "lxc:///system".to_owned(),
+            why: "libvirt has not answered for 7 s".to_owned(),
+        }
+    }
+
     fn fleet() -> Vec<(Address, Answer)> {
         vec![
-            (address("a"), Ok(vec![row("web", 1), row("db", 2)])),
+            (address("a"), listed(vec![row("web", 1), row("db", 2)])),
             (
                 address("b"),
-                Ok(vec![row("web", 3), row("grid-1", 4), row("grid-2", 5)]),
+                listed(vec![row("web", 3), row("grid-1", 4), row("grid-2", 5)]),
             ),
         ]
     }
@@ -727,6 +871,74 @@ mod tests {
             matches!(doubts.as_slice(), [Doubt::Silent { .. }]),
             "{doubts:?}"
         );
+    }
+
+    #[test]
+    fn a_name_on_two_hypervisors_of_a_host_is_ambiguous_and_says_how_to_choose() {
+        let answers = vec![(address("a"), listed(both()))];
+        let uuid = Uuid::from_u128(3).to_string();
+        for (typed, shown, hints) in [
+            (
+                "web",
+                ["a/web (qemu)", "a/web (lxc)"],
+                ["--hypervisor qemu", "HOST/UUID"],
+            ),
+            (
+                uuid.as_str(),
+                ["a/db", "a/cell"],
+                ["HOST/UUID", "HOST/UUID"],
+            ),
+        ] {
+            let doubts = pick(typed, &answers, Purpose::Change).unwrap_err();
+            let [
+                Doubt::Ambiguous {
+                    candidates, advice, ..
+                },
+            ] = doubts.as_slice()
+            else {
+                panic!("{doubts:?}")
+            };
+            assert_eq!(candidates.as_slice(), shown);
+            if typed == "web" {
+                assert!(hints.iter().all(|hint| advice.contains(hint)), "{advice}");
+            }
+        }
+        let several = [
+            on("qemu:///system", row("web", 1)),
+            on("qemu:///session", row("web", 2)),
+        ];
+        let answers = vec![(address("a"), listed(several.into()))];
+        assert_eq!(
+            pick("w*", &answers, Purpose::Change).unwrap(),
+            ["a/web (qemu:///system)", "a/web (qemu:///session)"]
+        );
+    }
+
+    #[test]
+    fn a_pattern_takes_domains_of_one_uuid_on_two_hypervisors_for_two() {
+        let answers = vec![(address("a"), listed(both()))];
+        assert_eq!(
+            pick("*", &answers, Purpose::Change).unwrap(),
+            ["a/web (qemu)", "a/web (lxc)", "a/db", "a/cell"]
+        );
+    }
+
+    #[test]
+    fn a_broken_hypervisor_stands_in_the_way_of_what_the_others_do_not_have() {
+        let ill = Listed {
+            rows: vec![on("qemu:///system", row("db", 3))],
+            troubles: vec![broken()],
+        };
+        let answers = vec![(address("a"), Ok(ill))];
+        assert_eq!(pick("db", &answers, Purpose::Change).unwrap(), ["a/db"]);
+        let doubts = pick("web", &answers, Purpose::Change).unwrap_err();
+        let [Doubt::Silent { error, .. }] = doubts.as_slice() else {
+            panic!("{doubts:?}")
+        };
+        assert!(error.what.starts_with("lxc:///system: libvirt has not"));
+        let searches = [(wanted("d*"), vec![address("a")])];
+        let (targets, silent) = choose(&searches, &answers, Purpose::Change).unwrap();
+        assert!(targets.len() == 1 && silent.len() == 1, "{silent:?}");
     }
 
     #[test]
