@@ -295,7 +295,10 @@ impl Client {
                 .map_or(patience, |watch| watch.min(patience));
             let may_send = window >= WHOLE_INPUT && self.channel.has_room();
             let message = tokio::select! {
-                message = self.channel.receive::<FromHost>() => message,
+                message = self.channel.receive_or_room::<FromHost>() => match message.transpose() {
+                    Some(message) => message,
+                    None => continue, // the host has read, so there may be more input
+                },
                 bytes = next(input), if may_send => {
                     let bytes = bytes.unwrap_or_default();
                     if bytes.is_empty() {

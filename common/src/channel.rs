@@ -312,13 +312,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Channel<S> {
 
     /// Waits for the next message and meanwhile sends what was fed; `None` is a clean close. Losing the future loses no message.
     pub async fn receive<M: DeserializeOwned>(&mut self) -> Result<Option<M>, ChannelError> {
-        match self.frames.read().await? {
+        let frame = self.frames.read().await?;
+        self.open(frame)
+    }
+
+    /// As [`receive`](Self::receive), for who has more to feed: ends with nothing as well once there is [room](Self::has_room) where there was
+    /// none.
+    pub async fn receive_or_room<M: DeserializeOwned>(
+        &mut self,
+    ) -> Result<Option<Option<M>>, ChannelError> {
+        match self.frames.read_or_room().await? {
+            Some(frame) => self.open(frame).map(Some),
             None => Ok(None),
-            Some(frame) => {
-                let opened = self.context.unwrap(&frame)?;
-                Ok(Some(codec::decode(opened.as_ref())?))
-            }
         }
+    }
+
+    fn open<M: DeserializeOwned>(
+        &mut self,
+        frame: Option<BytesMut>,
+    ) -> Result<Option<M>, ChannelError> {
+        let Some(frame) = frame else { return Ok(None) };
+        let opened = self.context.unwrap(&frame)?;
+        Ok(Some(codec::decode(opened.as_ref())?))
     }
 
     /// Returns whether the peer reads fast enough for more to be fed; [`receive`](Self::receive) makes room.

@@ -79,6 +79,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
     /// Waits for the next frame and meanwhile sends what was fed, so that two who both send much do not wait for each other; `None` is a clean
     /// close. Losing the future loses no byte in either direction.
     pub async fn read(&mut self) -> Result<Option<BytesMut>, WireError> {
+        loop {
+            if let Some(read) = self.read_or_room().await? {
+                return Ok(read);
+            }
+        }
+    }
+
+    /// As [`read`](Self::read), but ends with nothing as well once there is [room](Self::has_room) where there was none.
+    pub async fn read_or_room(&mut self) -> Result<Option<Option<BytesMut>>, WireError> {
+        let was_full = !self.has_room();
         poll_fn(|context| {
             if let Poll::Ready(sent) = Pin::new(&mut self.framed).poll_flush(context) {
                 sent?;
@@ -96,8 +106,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
                     return Poll::Ready(Err(WireError::Unread));
                 }
             }
-            let next = Pin::new(&mut self.framed).poll_next(context);
-            next.map(|next| next.transpose().map_err(WireError::from))
+            match Pin::new(&mut self.framed).poll_next(context) {
+                Poll::Ready(next) => {
+                    Poll::Ready(next.transpose().map(Some).map_err(WireError::from))
+                }
+                Poll::Pending if was_full && self.has_room() => Poll::Ready(Ok(None)),
+                Poll::Pending => Poll::Pending,
+            }
         })
         .await
     }

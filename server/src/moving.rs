@@ -351,7 +351,8 @@ async fn conclude(
         });
         return Err(fault);
     }
-    if let Some(last) = progress.borrow().clone() {
+    let last = progress.borrow().clone();
+    if let Some(last) = last {
         progress.send_replace(Some(Progress {
             phase: format!("waiting until it runs on {}", departure.destination),
             percent: 99,

@@ -148,7 +148,12 @@ impl Peer {
     }
 
     async fn hear(&mut self) -> Result<FromHost, Fault> {
-        match self.channel.receive().await {
+        let heard = self.channel.receive().await;
+        self.said(heard)
+    }
+
+    fn said(&self, heard: Result<Option<FromHost>, ChannelError>) -> Result<FromHost, Fault> {
+        match heard {
             Ok(Some(message)) => Ok(message),
             Ok(None) => Err(unreachable(&self.host, "it closed the connection")),
             Err(error) => Err(unreachable(&self.host, &error.to_string())),
@@ -219,8 +224,11 @@ impl Carrier {
         loop {
             let may_send = self.window as usize >= MAX_INPUT && self.peer.channel.has_room();
             let next = tokio::select! {
-                heard = timeout(SILENCE, self.peer.hear()) => match heard {
-                    Ok(heard) => Next::Heard(heard?),
+                heard = timeout(SILENCE, self.peer.channel.receive_or_room()) => match heard {
+                    Ok(heard) => match heard.transpose() {
+                        Some(heard) => Next::Heard(self.peer.said(heard)?),
+                        None => continue, // it has read, so there may be more
+                    },
                     Err(_) => Next::Silent,
                 },
                 piece = outgoing.recv(), if may_send => Next::Read(piece.unwrap_or_default()),

@@ -186,6 +186,8 @@ enum Next {
     Done(Outcome),
     Room(u32),
     Ended,
+    /// The caller has read what it kept waiting.
+    Sent,
     Tick,
     Deadline,
     Stopping,
@@ -270,7 +272,10 @@ impl Session {
                     () = sleep_until(deadline) => Next::Deadline,
                     () = stopping.cancelled(), if !stopped => Next::Stopping,
                     next = next(running, has_room) => next,
-                    received = channel.receive() => Next::Received(received),
+                    received = channel.receive_or_room() => match received.transpose() {
+                        Some(received) => Next::Received(received),
+                        None => Next::Sent,
+                    },
                     _ = alive.tick() => Next::Tick,
                 }
             };
@@ -281,7 +286,7 @@ impl Session {
                 Next::Piece(piece) => self.pass_on(piece).await?,
                 Next::Done(outcome) => self.finish(outcome).await?,
                 Next::Room(bytes) => self.make_room(bytes).await?,
-                Next::Ended => {}
+                Next::Ended | Next::Sent => {}
                 // Who has not read what was sent so far needs no sign of life.
                 Next::Tick if self.running.is_some() && self.channel.has_room() => {
                     self.channel.feed(&FromHost::Alive).await?;

@@ -643,7 +643,6 @@ fn kind(message: &FromHost) -> &'static str {
         FromHost::Items { .. } => "items",
         FromHost::Progress { .. } => "progress",
         FromHost::Done { .. } => "done",
-        FromHost::Room { .. } => "room",
         FromHost::Alive => "alive",
         FromHost::Expiring { .. } => "expiring",
         FromHost::Renewed { .. } => "renewed",
