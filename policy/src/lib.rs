@@ -86,6 +86,7 @@ impl Action {
                 | Verb::Images
                 | Verb::RestoreFrom
                 | Verb::DiscardImage
+                | Verb::Attach
                 | Verb::Events
                 | Verb::MigrateIn
                 | Verb::Carry
@@ -115,7 +116,6 @@ impl Action {
                 | Verb::Autostart
                 | Verb::Reset
                 | Verb::Rename
-                | Verb::Attach
                 | Verb::Detach
                 | Verb::Console,
             )

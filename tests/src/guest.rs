@@ -43,7 +43,8 @@ impl Guest {
     }
 
     /// Returns a guest that boots Linux in two or three seconds, writes `count N` to its serial line ten times a
-    /// second, answers `heard WORD` to a line there, balloons, brings new vcpus online and obeys the power button.
+    /// second, answers `heard WORD` to a line there, balloons, brings new vcpus online, names its disks and network interfaces there
+    /// whenever they change (`devices vda lo.`), and obeys the power button.
     #[must_use]
     pub fn booted(name: &str) -> Self {
         Self {
@@ -261,13 +262,17 @@ struct Kernel {
 }
 
 /// Modules in the order of their dependencies; those built into a kernel are not there as files.
-const MODULES: [&str; 8] = [
+const MODULES: [&str; 12] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_modern_dev",
     "virtio_pci_legacy_dev",
     "virtio_pci",
     "virtio_balloon",
+    "virtio_blk",
+    "failover",
+    "net_failover",
+    "virtio_net",
     "button",
     "evdev",
 ];
@@ -296,6 +301,11 @@ done
             echo "online ${cpu##*/}"
         fi
     done
+    sleep 0.3
+done) &
+(known=; while :; do
+    now=$(echo $(ls /sys/block /sys/class/net | grep -v :))
+    if [ "$now" != "$known" ]; then echo "devices $now."; known=$now; fi
     sleep 0.3
 done) &
 (number=0; while :; do number=$((number + 1)); echo "count $number"; usleep 100000; done) &
