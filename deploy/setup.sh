@@ -9,7 +9,7 @@ set -eu
 
 build="build-essential pkg-config clang libclang-dev libkrb5-dev libvirt-dev"
 kerberos="krb5-kdc krb5-admin-server krb5-user"
-tools="bash busybox-static cpio fish iproute2 man-db procps python3 python3-gssapi rsyslog systemd util-linux xz-utils zsh zstd"
+tools="bash busybox-static cpio fish iproute2 man-db procps python3 python3-gssapi rsyslog systemd tmux util-linux xz-utils zsh zstd"
 hypervisor="libvirt-daemon libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu
     libvirt-daemon-driver-lxc qemu-system-x86 qemu-utils"
 

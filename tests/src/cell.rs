@@ -22,6 +22,8 @@ for path in /etc/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt /r
         mount --bind "$folder$path" "$path"
     fi
 done
+# There libvirt locks the terminal of a console.
+mkdir -p /run/lock
 mount --bind "$folder/etc/hosts" /etc/hosts
 if [ "$3" = network ]; then ip link set lo up; fi
 if [ -n "$4" ]; then

@@ -318,10 +318,10 @@ impl Process {
 
     /// Writes to the process's standard input, which must have been piped.
     #[track_caller]
-    pub fn say(&mut self, text: &str) {
+    pub fn say(&mut self, text: impl AsRef<[u8]>) {
         let stdin = self.stdin.as_mut().expect("standard input is piped");
         stdin
-            .write_all(text.as_bytes())
+            .write_all(text.as_ref())
             .and_then(|()| stdin.flush())
             .expect("the process reads its input");
     }

@@ -24,6 +24,19 @@ while :; do
 done
 "#;
 
+/// As [`INIT`], with a shell on the console instead of signals.
+const INIT_WITH_SHELL: &str = r#"
+/bin/busybox --install -s /bin
+echo up >> /said
+(number=0; while :; do
+    number=$((number + 1))
+    echo $number > /count.draft
+    mv /count.draft /count
+    usleep 100000
+done) &
+while :; do setsid cttyhack sh; done
+"#;
+
 /// Folders that the container's root must have.
 const FOLDERS: [&str; 6] = ["bin", "dev", "proc", "sys", "run", "tmp"];
 
@@ -41,6 +54,18 @@ impl Container {
     #[track_caller]
     #[must_use]
     pub fn new(name: &str) -> Self {
+        Self::with_init(name, INIT)
+    }
+
+    /// Returns a container that counts, with a shell on its console.
+    #[track_caller]
+    #[must_use]
+    pub fn with_shell(name: &str) -> Self {
+        Self::with_init(name, INIT_WITH_SHELL)
+    }
+
+    #[track_caller]
+    fn with_init(name: &str, init: &str) -> Self {
         let container = Self {
             name: name.to_owned(),
             uuid: uuid::Uuid::new_v4(),
@@ -64,7 +89,7 @@ impl Container {
         }
         let init = container
             .scratch
-            .write("root/bin/init", format!("#!/bin/sh{INIT}"));
+            .write("root/bin/init", format!("#!/bin/sh{init}"));
         fs::set_permissions(init, fs::Permissions::from_mode(0o755)).expect("our own file");
         container
     }
@@ -184,7 +209,9 @@ impl Container {
         );
     }
 
-    fn root(&self) -> PathBuf {
+    /// Returns the folder that the container has for its root, seen from outside.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
         self.scratch.path().join("root")
     }
 }

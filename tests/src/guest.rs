@@ -21,6 +21,7 @@ pub struct Guest {
     vcpus: u32,
     max_vcpus: u32,
     boots: bool,
+    has_login: bool,
     extra: String,
     scratch: Scratch,
 }
@@ -37,6 +38,7 @@ impl Guest {
             vcpus: 1,
             max_vcpus: 1,
             boots: false,
+            has_login: false,
             extra: String::new(),
             scratch: Scratch::new("guest"),
         }
@@ -54,6 +56,19 @@ impl Guest {
             ..Self::tiny(name)
         }
     }
+
+    /// Returns a guest that boots Linux and asks on its serial line who is there: `root`, whose password is [`Guest::PASSWORD`], gets a
+    /// shell. It counts nothing.
+    #[must_use]
+    pub fn with_login(name: &str) -> Self {
+        Self {
+            has_login: true,
+            ..Self::booted(name)
+        }
+    }
+
+    /// The password of `root` in [`Guest::with_login`].
+    pub const PASSWORD: &str = "secret";
 
     /// Gives the guest memory, in MiB, now and at most.
     #[must_use]
@@ -103,7 +118,7 @@ impl Guest {
             ..
         } = self;
         let kernel = if self.boots {
-            Kernel::cached().xml()
+            Kernel::cached().xml(if self.has_login { "login" } else { "" })
         } else {
             String::new()
         };
@@ -177,10 +192,12 @@ impl Guest {
         last.unwrap_or(0)
     }
 
-    /// Waits until a guest that boots has counted to one; returns at once for one that does not boot.
+    /// Waits until a guest that boots has counted to one, or asks who is there; returns at once for one that does not boot.
     #[track_caller]
     pub fn wait_until_up(&self) {
-        if self.boots {
+        if self.has_login {
+            self.wait_until_said("login: ");
+        } else if self.boots {
             self.wait_until_said("count 1\r");
         }
     }
@@ -286,6 +303,13 @@ export PATH=/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev 2> /dev/null
+case " $(cat /proc/cmdline) " in
+*" login "*)
+    mkdir -p /etc
+    echo "root:$(mkpasswd -m md5 -S saltsalt secret):0:0:root:/:/bin/sh" > /etc/passwd
+    while :; do setsid getty -L ttyS0 115200 vt100; done
+    ;;
+esac
 exec < /dev/ttyS0 > /dev/ttyS0 2>&1
 stty -echo
 for module in $(cat /modules/order); do insmod /modules/$module; done
@@ -341,9 +365,9 @@ impl Kernel {
         })
     }
 
-    fn xml(&self) -> String {
+    fn xml(&self, more: &str) -> String {
         format!(
-            "<kernel>{}</kernel><initrd>{}</initrd><cmdline>console=ttyS0 quiet panic=-1</cmdline>",
+            "<kernel>{}</kernel><initrd>{}</initrd><cmdline>console=ttyS0 quiet panic=-1 {more}</cmdline>",
             self.vmlinuz.display(),
             self.initrd.display()
         )

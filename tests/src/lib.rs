@@ -44,7 +44,8 @@
 //! libvirtd: `Host::builder().beside(&libvirtd)` puts an xmand next to it, [`Libvirtd::virsh`] looks at the truth from
 //! outside of xmand, [`Libvirtd::freeze`], [`Libvirtd::kill9`], [`Libvirtd::start`] make its life hard. [`Hosts::pair`] is
 //! two of them on one wire, between which guests can migrate. [`Guest::tiny`] costs nothing; [`Guest::booted`] runs
-//! Linux, counts on its serial line ([`Guest::keeps_counting`]), balloons, takes vcpus and obeys the power button.
+//! Linux, counts on its serial line ([`Guest::keeps_counting`]), balloons, takes vcpus and obeys the power button;
+//! [`Guest::with_login`] has a login and a shell there.
 //! [`Libvirtd::with_containers`] runs a [`Container`] on [`LXC`] beside them, and `beside(&libvirtd).uris(&[QEMU, LXC])` gives a
 //! host both.
 //!

@@ -7,7 +7,7 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::child::{Transcript, bare_command, eventually, program, spawn};
 
@@ -74,6 +74,14 @@ impl Terminal {
     #[track_caller]
     pub fn wait_for(&self, limit: Duration, text: &str) {
         self.screen.wait_for(limit, text);
+    }
+
+    /// Returns whether the terminal shows what is typed, as it does unless a program has made it raw.
+    #[track_caller]
+    #[must_use]
+    pub fn echoes(&self) -> bool {
+        let now = tcgetattr(&self.keyboard).expect("a terminal has attributes");
+        now.local_modes.contains(LocalModes::ECHO)
     }
 
     /// Gives the terminal another size.

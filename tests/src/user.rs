@@ -261,7 +261,7 @@ impl Call {
         command.stdin(Stdio::piped());
         let mut process = Process::start(command);
         if !self.input.is_empty() {
-            process.say(&String::from_utf8_lossy(&self.input));
+            process.say(&self.input);
         }
         process
     }

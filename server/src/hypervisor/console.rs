@@ -325,6 +325,12 @@ fn refusal_of(code: sys::virErrorNumber, text: &str, name: &DomainName) -> Optio
             "another program on the host has the console of '{name}', as `virsh console` does; `rxm console --force {name}` takes it over"
         )));
     }
+    if has("locked by lock file") {
+        return Some(conflict(format!(
+            "another program on the host uses the terminal of '{name}' ({}); end it first",
+            faults::tidy(text)
+        )));
+    }
     if has("cannot find character device")
         || has("cannot find console device")
         || has("not using a PTY")
@@ -377,6 +383,11 @@ mod tests {
         check(
             failed,
             "operation failed: Active console session exists for this domain",
+            Some(Code::Conflict),
+        );
+        check(
+            failed,
+            "operation failed: Requested device '/dev/pts/0' is locked by lock file '/var/lock/LCK.._pts_0' held by process 7",
             Some(Code::Conflict),
         );
         check(

@@ -12,6 +12,7 @@ mod access;
 mod attack;
 mod audit;
 mod authorization;
+mod console;
 mod devices;
 mod drivers;
 mod faults;
