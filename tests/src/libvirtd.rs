@@ -46,6 +46,11 @@ impl Libvirtd {
             asked.is_success(),
             "libvirtd has no driver for containers: install libvirt-daemon-driver-lxc ({asked})"
         );
+        // Of the first container that it starts, libvirt 9.0 may miss which is its first process, and cannot signal it then.
+        let first = Container::new("first");
+        libvirtd.virsh_on(LXC, &["create", &first.file()]).success();
+        first.wait_until_up();
+        libvirtd.virsh_on(LXC, &["destroy", "first"]).success();
         libvirtd
     }
 

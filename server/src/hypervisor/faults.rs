@@ -95,10 +95,12 @@ pub(super) fn judge(cause: Cause<'_>) -> Fault {
             Code::Busy,
             format!("libvirt gave up waiting; ask again later ({text})"),
         ),
+        // libvirt 9.0 misses now and then what a container says at its start.
         sys::VIR_ERR_OPERATION_INVALID if has("Init process ID is not yet known") => (
-            Code::Busy,
+            Code::Refused,
             format!(
-                "the container is only just starting; nothing has begun, ask again in a moment ({text})"
+                "libvirt has not heard which is the container's first process, and so cannot ask it; ask again in a moment, and if that \
+                 stays so `rxm destroy` ends it ({text})"
             ),
         ),
         sys::VIR_ERR_INVALID_ARG if has("higher than max memory") => (
@@ -126,7 +128,9 @@ pub(super) fn judge(cause: Cause<'_>) -> Fault {
             format!("the domain is not in a state that allows it ({text})"),
         ),
         sys::VIR_ERR_CONFIG_UNSUPPORTED | sys::VIR_ERR_XML_ERROR
-            if has("unexpected domain type") =>
+            if has("unexpected domain type")
+                || has("does not support os type")
+                || has("does not support virt type") =>
         {
             (
                 Code::BadRequest,
@@ -429,15 +433,15 @@ mod tests {
             "Requested operation is not valid: Init process ID is not yet known",
             true,
             true,
-            Code::Busy,
+            Code::Refused,
         );
-        check(
-            sys::VIR_ERR_CONFIG_UNSUPPORTED,
-            "unsupported configuration: unexpected domain type lxc, expecting one of these: qemu, kvm",
-            false,
-            true,
-            Code::BadRequest,
-        );
+        for text in [
+            "unexpected domain type lxc, expecting one of these: qemu, kvm",
+            "unsupported configuration: Emulator '/usr/bin/x' does not support os type 'exe'",
+        ] {
+            let code = sys::VIR_ERR_CONFIG_UNSUPPORTED;
+            check(code, text, false, true, Code::BadRequest);
+        }
     }
 
     #[test]

@@ -500,7 +500,7 @@ async fn define_makes_changes_and_refuses_what_belongs_to_another() {
     let elsewhere = host
         .define(Some("xen:///"), domain("x", ""), None, anyone(), soon())
         .await;
-    assert_eq!(code(elsewhere), Code::BadRequest);
+    assert_eq!(code(elsewhere), Code::NotFound);
 }
 
 #[tokio::test]

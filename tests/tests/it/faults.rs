@@ -47,17 +47,20 @@ impl Site {
         });
     }
 
+    /// The rows of a list, beside which the trouble with a silent libvirt is told.
     #[track_caller]
     fn rows(&self) -> Vec<serde_json::Value> {
-        self.alice
-            .rxm(&self.host, ["-o", "json", "list"])
-            .success()
-            .json()
-            .as_array()
-            .unwrap()
-            .clone()
+        let listed = self.alice.rxm(&self.host, ["-o", "json", "list"]);
+        let all = listed.json().as_array().unwrap().clone();
+        let (rows, troubles): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|row| row.get("error").is_none());
+        listed.code(if troubles.is_empty() { 0 } else { PARTLY });
+        rows
     }
 }
+
+/// What rxm ends with when it brings only a part, as where a hypervisor is silent.
+const PARTLY: i32 = 5;
 
 #[test]
 fn a_thousand_domains_are_listed_in_milliseconds_also_while_libvirtd_is_stopped() {
@@ -123,7 +126,7 @@ fn a_stopped_libvirtd_delays_a_change_until_its_deadline_and_not_longer() {
         "{:?}",
         began.elapsed()
     );
-    site.alice.rxm(&site.host, ["list"]).success().says("stuck");
+    assert_eq!(site.rows()[0]["name"], "stuck");
     site.libvirtd.thaw();
     site.wait_reached();
     eventually(
@@ -158,7 +161,8 @@ fn a_killed_libvirtd_is_found_again_and_events_come_again() {
     });
     site.alice
         .rxm(&site.host, ["list"])
-        .success()
+        .code(PARTLY)
+        .complains("the connection to libvirt is lost")
         .says("survivor");
     let outcome = site.alice.rxm(
         &site.host,
