@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -28,6 +30,11 @@ pub const QEMU: &str = "qemu:///system";
 /// The driver of containers.
 pub const LXC: &str = "lxc:///system";
 
+/// How often a container is started until libvirt knows its first process.
+const STARTS: u32 = 5;
+/// How long libvirt may take to hear of it.
+const HEARS_WITHIN: Duration = Duration::from_secs(2);
+
 impl Libvirtd {
     /// Starts one without network and waits until it answers.
     #[track_caller]
@@ -46,11 +53,6 @@ impl Libvirtd {
             asked.is_success(),
             "libvirtd has no driver for containers: install libvirt-daemon-driver-lxc ({asked})"
         );
-        // Of the first container that it starts, libvirt 9.0 may miss which is its first process, and cannot signal it then.
-        let first = Container::new("first");
-        libvirtd.virsh_on(LXC, &["create", &first.file()]).success();
-        first.wait_until_up();
-        libvirtd.virsh_on(LXC, &["destroy", "first"]).success();
         libvirtd
     }
 
@@ -113,12 +115,29 @@ impl Libvirtd {
         self.virsh_on(LXC, &["define", &container.file()]).success();
     }
 
-    /// Defines a container, starts it, and waits until it counts.
+    /// Defines a container, starts it, and waits until it counts and libvirt can send it signals.
+    ///
+    /// libvirt 9.0 asks a container for its first process before it is ready to hear the answer, misses it now and then on a busy
+    /// machine, and knows it never afterwards. Such a container is started afresh.
     #[track_caller]
     pub fn run_container(&self, container: &Container) {
         self.define_container(container);
-        self.virsh_on(LXC, &["start", container.name()]).success();
-        container.wait_until_up();
+        let name = container.name();
+        for _ in 0..STARTS {
+            self.virsh_on(LXC, &["start", name]).success();
+            container.wait_until_up();
+            let heard = Instant::now() + HEARS_WITHIN;
+            while Instant::now() < heard {
+                let probe = ["send-process-signal", name, "1", "nop"];
+                if self.virsh_on(LXC, &probe).is_success() {
+                    return;
+                }
+                thread::sleep(Duration::from_millis(100));
+            }
+            self.virsh_on(LXC, &["destroy", name]).success();
+            container.forget();
+        }
+        panic!("libvirt has not heard of the first process of {name} in {STARTS} starts");
     }
 
     /// Returns virsh's word for the state of a domain: `running`, `paused`, `shut off`; empty without the domain.

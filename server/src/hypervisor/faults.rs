@@ -95,7 +95,7 @@ pub(super) fn judge(cause: Cause<'_>) -> Fault {
             Code::Busy,
             format!("libvirt gave up waiting; ask again later ({text})"),
         ),
-        // libvirt 9.0 misses now and then what a container says at its start.
+        // libvirt 9.0 misses now and then what a container says at its start, and never asks again.
         sys::VIR_ERR_OPERATION_INVALID if has("Init process ID is not yet known") => (
             Code::Refused,
             format!(
