@@ -462,6 +462,9 @@ JSON: host, principal, service (the host's principal that was really used), unti
     Whoami,
     /// Write the completion script of a shell
     #[command(after_help = "\
+The tab key then completes commands and options, hosts and groups of the configuration, and domains: those that you may see on the hosts that the line, XMAN_HOSTS or \
+    the configuration name, asked for a second at most. Without a ticket there is silence.
+
 Examples:
   rxm completion bash > /etc/bash_completion.d/rxm
   rxm completion zsh > /usr/local/share/zsh/site-functions/_rxm

@@ -81,6 +81,11 @@ impl Config {
         self.hosts.as_ref().map(Hosts::text)
     }
 
+    /// Returns the names of all groups.
+    pub(crate) fn group_names(&self) -> impl Iterator<Item = &str> {
+        self.groups.keys().map(String::as_str)
+    }
+
     /// Returns what a group stands for.
     pub(crate) fn group(&self, name: &str) -> Option<String> {
         self.groups.get(name).map(Hosts::text)

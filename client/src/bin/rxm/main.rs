@@ -4,6 +4,7 @@ mod args;
 mod ask;
 mod change;
 mod clean;
+mod complete;
 mod config;
 mod console;
 mod devices;
@@ -36,13 +37,17 @@ use tokio::{runtime, sync::watch};
 use xman_client::{Interrupt, Kind, fleet};
 
 use crate::{
-    args::{Cli, Command, Job, Shell, actions, owners_behind_dashes},
+    args::{Cli, Command, Job, Shell, owners_behind_dashes},
+    complete::COMPLETE,
     exit::{FAILED, INTERRUPTED, Tally, USAGE},
     output::Unprinted,
     setting::{Setting, Stop, code_of},
 };
 
 fn main() -> ExitCode {
+    if env::args_os().nth(1).is_some_and(|word| word == COMPLETE) {
+        return complete_silently();
+    }
     let Cli { options, command } = Cli::parse_from(owners_behind_dashes(env::args_os()));
     let ended = match threads().build() {
         Ok(runtime) => {
@@ -57,6 +62,15 @@ fn main() -> ExitCode {
         Ok(tally) => tally.code(),
         Err(stop) => tell(stop),
     })
+}
+
+/// Whatever comes of it, a shell that asks is told no error.
+fn complete_silently() -> ExitCode {
+    if let Ok(runtime) = threads().build() {
+        runtime.block_on(complete::complete(env::args_os().skip(2).collect()));
+        runtime.shutdown_background();
+    }
+    ExitCode::SUCCESS
 }
 
 fn threads() -> runtime::Builder {
@@ -138,24 +152,21 @@ async fn watch_for_interrupt(raise: watch::Sender<bool>) {
     }
 }
 
-fn completion(shell: Shell) -> Result<Tally, Stop> {
-    let shell = match shell {
+fn completion(asked: Shell) -> Result<Tally, Stop> {
+    let shell = match asked {
         Shell::Bash => clap_complete::Shell::Bash,
         Shell::Zsh => clap_complete::Shell::Zsh,
         Shell::Fish => clap_complete::Shell::Fish,
     };
     let mut script = Vec::new();
     generate(shell, &mut Cli::command(), "rxm", &mut script);
-    if shell == clap_complete::Shell::Fish {
-        // The generator leaves out the values of arguments that are no options.
-        let actions: Vec<_> = actions().collect();
-        let line = format!(
-            "complete -c rxm -n \"__fish_seen_subcommand_from explain can\" -f -a \"{}\"\n",
-            actions.join(" ")
-        );
-        script.extend(line.into_bytes());
-    }
-    io::Write::write_all(&mut io::stdout(), &script).map_err(Unprinted::from)?;
+    let script = String::from_utf8_lossy(&script);
+    let script = match asked {
+        Shell::Bash => complete::for_bash(&script),
+        Shell::Zsh => complete::for_zsh(&script),
+        Shell::Fish => complete::for_fish(&script),
+    };
+    io::Write::write_all(&mut io::stdout(), script.as_bytes()).map_err(Unprinted::from)?;
     Ok(Tally::default())
 }
 
