@@ -51,12 +51,14 @@ pub struct Permits(Mutex<HashMap<Permit, Given>>);
 #[derive(Debug)]
 struct Given {
     arrival: Arrival,
+    /// How long it may wait for its use.
+    until: Instant,
     stage: Stage,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    Given { until: Instant },
+    Given,
     Carried,
     Settled,
 }
@@ -73,14 +75,18 @@ impl Permits {
     /// Where too many wait already.
     pub fn give(&self, arrival: Arrival, now: Instant) -> Result<Permit, TooMany> {
         let mut permits = self.permits();
-        permits.retain(|_, given| !matches!(given.stage, Stage::Given { until } if until <= now));
+        permits.retain(|_, given| !given.is_waiting() || now < given.until);
         let waiting = permits.values().filter(|given| given.is_waiting()).count();
         if waiting >= MAX_GIVEN {
             return Err(TooMany);
         }
         let permit = random();
-        let stage = Stage::Given { until: now + LIFE };
-        permits.insert(permit.clone(), Given { arrival, stage });
+        let given = Given {
+            arrival,
+            until: now + LIFE,
+            stage: Stage::Given,
+        };
+        permits.insert(permit.clone(), given);
         Ok(permit)
     }
 
@@ -91,7 +97,12 @@ impl Permits {
         } else {
             Stage::Carried
         };
-        self.permits().insert(permit, Given { arrival, stage });
+        let given = Given {
+            arrival,
+            until: Instant::now(),
+            stage,
+        };
+        self.permits().insert(permit, given);
     }
 
     /// Answers whether another host may carry by a permit, which is used up by that.
@@ -100,14 +111,23 @@ impl Permits {
         match permits.get_mut(permit) {
             Some(given) if !given.is_of(realm, peer) => deny("the permit is for another host"),
             Some(given) => match given.stage {
-                Stage::Given { until } if now < until => {
+                Stage::Given if now < given.until => {
                     given.stage = Stage::Carried;
                     given.allow(Verb::Carry)
                 }
-                Stage::Given { .. } => deny("the permit has expired"),
+                Stage::Given => deny("the permit has expired"),
                 Stage::Carried | Stage::Settled => deny("the permit was used before"),
             },
             None => deny("there is no such permit"),
+        }
+    }
+
+    /// Takes back that a permit was used: nothing came of it.
+    pub fn unused(&self, permit: &Permit) {
+        if let Some(given) = self.permits().get_mut(permit)
+            && given.stage == Stage::Carried
+        {
+            given.stage = Stage::Given;
         }
     }
 
@@ -134,11 +154,6 @@ impl Permits {
         }
     }
 
-    /// Forgets a permit.
-    pub fn forget(&self, permit: &Permit) {
-        self.permits().remove(permit);
-    }
-
     /// Returns the arrival of a domain that was carried and not yet settled.
     pub fn arriving(&self, uuid: Uuid) -> Option<Arrival> {
         let permits = self.permits();
@@ -156,7 +171,7 @@ impl Permits {
 
 impl Given {
     fn is_waiting(&self) -> bool {
-        matches!(self.stage, Stage::Given { .. })
+        self.stage == Stage::Given
     }
 
     fn is_of(&self, realm: &str, peer: &Principal) -> bool {
@@ -253,6 +268,9 @@ mod tests {
         assert_eq!(grant.action(), Action::Verb(Verb::Carry));
         assert_eq!(grant.rule(), "permit of alice@EX.ORG for web (k5login:1)");
         denied(permits.carry(&permit, REALM, &alpha(), now));
+        permits.unused(&permit);
+        assert_eq!(permits.arriving(Uuid::from_u128(7)), None);
+        drop(granted(permits.carry(&permit, REALM, &alpha(), now)));
         assert_eq!(permits.arriving(Uuid::from_u128(7)), Some(arrival()));
     }
 

@@ -150,16 +150,8 @@ pub(crate) async fn carry(work: Work, permit: Permit) -> Outcome {
     let Some((arrival, _)) = host.permits.find(&permit) else {
         return Err(Fault::denied());
     };
-    if let Some(there) = host.hypervisors.in_the_way(arrival.uuid, &arrival.name) {
-        host.permits.forget(&permit);
-        return Err(Fault::new(
-            Code::Conflict,
-            format!("the destination has '{}' already", there.name),
-        ));
-    }
-    let written = host.store.put_arrival(&permit, &arrival).await;
-    written.map_err(|error| error.before())?;
-    let daemon = host.hypervisors.daemon(&arrival.hypervisor).await?;
+    let opened = open(&host, &permit, &arrival).await;
+    let daemon = opened.inspect_err(|_| host.permits.unused(&permit))?;
     // The word that the connection stands.
     work.send(Piece::Items(vec![Item::Bytes(Vec::new())]))
         .await?;
@@ -189,6 +181,19 @@ pub(crate) async fn carry(work: Work, permit: Permit) -> Outcome {
         () = back => {}
     }
     Ok(Reply::Done)
+}
+
+async fn open(host: &Host, permit: &Permit, arrival: &Arrival) -> Result<UnixStream, Fault> {
+    if let Some(there) = host.hypervisors.in_the_way(arrival.uuid, &arrival.name) {
+        return Err(Fault::new(
+            Code::Conflict,
+            format!("the destination has '{}' already", there.name),
+        ));
+    }
+    let daemon = host.hypervisors.daemon(&arrival.hypervisor).await?;
+    let written = host.store.put_arrival(permit, arrival).await;
+    written.map_err(|error| error.before())?;
+    Ok(daemon)
 }
 
 /// Does what the host that a domain came from says of it. Said again, it is done already.

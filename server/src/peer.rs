@@ -120,7 +120,7 @@ impl Peer {
             }
         };
         match timeout(WORD_LIMIT, stands).await {
-            Ok(stands) => stands?,
+            Ok(stands) => stands.map_err(|fault| self.about_the_permit(fault))?,
             Err(_) => return Err(unreachable(&self.host, "it has not answered")),
         }
         Ok(Carrier {
@@ -129,6 +129,23 @@ impl Peer {
             window: INPUT_WINDOW,
             renewing: None,
         })
+    }
+
+    /// A denial is this host's, not the caller's.
+    fn about_the_permit(&self, fault: Fault) -> Fault {
+        let host = &self.host;
+        match fault.code {
+            Code::Denied => Fault::new(
+                Code::Refused,
+                format!(
+                    "{host} does not take the permit: it was used or has expired, or this host is no peer of {host} under the name that its keytab gives it"
+                ),
+            ),
+            code => Fault {
+                message: format!("{host}: {}", fault.message),
+                ..Fault::new(code, "")
+            },
+        }
     }
 
     async fn call(&mut self, id: Uuid, request: &Request) -> Result<(), Fault> {

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use xman_tests::{Guest, Host, Hosts, Realm, Records, User, eventually};
+use xman_tests::{Guest, Host, Hosts, Libvirtd, Realm, Records, User, eventually};
 
 struct Site {
     alice: User,
     alpha: Host,
     beta: Host,
     hosts: Hosts,
-    _realm: Realm,
+    realm: Realm,
 }
 
 impl Site {
@@ -43,7 +43,7 @@ impl Site {
             alpha,
             beta,
             hosts,
-            _realm: realm,
+            realm,
         };
         for host in [&site.alpha, &site.beta] {
             eventually("xmand has reached libvirt", Duration::from_secs(30), || {
@@ -59,19 +59,20 @@ impl Site {
 
     #[track_caller]
     fn wait_listed(&self, host: &Host, name: &str, state: &str) {
-        eventually(
-            &format!("{name} is listed as {state}"),
-            Duration::from_secs(20),
-            || {
-                let rows = self
-                    .alice
-                    .rxm(host, ["-o", "json", "list", name])
-                    .success()
-                    .json();
-                (rows.get(0)?.get("state")? == state).then_some(())
-            },
-        );
+        wait_listed(&self.alice, host, name, state);
     }
+}
+
+#[track_caller]
+fn wait_listed(alice: &User, host: &Host, name: &str, state: &str) {
+    eventually(
+        &format!("{name} is listed as {state}"),
+        Duration::from_secs(30),
+        || {
+            let rows = alice.rxm(host, ["-o", "json", "list", name]);
+            (rows.is_success() && rows.json().get(0)?.get("state")? == state).then_some(())
+        },
+    );
 }
 
 #[test]
@@ -148,14 +149,7 @@ fn a_migration_goes_on_without_its_caller_and_is_found_again_and_given_up() {
     let guest = Guest::booted("slow");
     site.hosts.alpha.run(&guest);
     site.wait_listed(&site.alpha, "slow", "running");
-    let words = [
-        "migrate",
-        "slow",
-        "beta",
-        "--bandwidth",
-        "1MiB",
-        "--detach",
-    ];
+    let words = ["migrate", "slow", "beta", "--bandwidth", "1MiB", "--detach"];
     site.alice
         .rxm_call(&site.alpha, words)
         .limit(Duration::from_secs(60))
@@ -233,42 +227,236 @@ fn a_migration_is_aborted_by_the_domains_name() {
 }
 
 #[test]
-fn a_destination_that_is_down_a_stranger_or_full_leaves_the_guest_at_home() {
+fn a_destination_that_is_down_a_stranger_full_or_taken_leaves_the_guest_at_home() {
     let mut site = Site::new();
     let guest = Guest::booted("homely");
     site.hosts.alpha.run(&guest);
     site.wait_listed(&site.alpha, "homely", "running");
-    let outcome = site
-        .alice
-        .rxm(&site.alpha, ["migrate", "homely", "stranger"])
-        .code(1);
-    assert!(outcome.stderr().contains("peer"), "{}", outcome.stderr());
-    // The same name lives there already.
-    site.hosts.beta.define(&Guest::tiny("homely"));
-    let words = ["migrate", "homely", "beta"];
-    let outcome = site
-        .alice
-        .rxm_call(&site.alpha, words)
-        .limit(Duration::from_secs(120))
-        .run()
-        .code(1);
-    assert!(
-        outcome.stderr().contains("still runs here"),
-        "{}",
-        outcome.stderr()
-    );
+    let refused = |site: &Site, to: &str, code: i32, why: &str| {
+        let outcome = site
+            .alice
+            .rxm_call(&site.alpha, ["migrate", "homely", to])
+            .limit(Duration::from_secs(120))
+            .run()
+            .code(code);
+        assert!(outcome.stderr().contains(why), "{}", outcome.stderr());
+    };
+    refused(&site, "stranger", 3, "cannot be resolved");
+    refused(&site, "alpha", 1, "has this very domain already");
+    // The name of another lives there, and then the very domain.
+    let namesake = Guest::tiny("homely");
+    site.hosts.beta.define(&namesake);
+    site.wait_listed(&site.beta, "homely", "off");
+    refused(&site, "beta", 1, "another domain of that name");
+    site.hosts.beta.virsh(&["undefine", "homely"]).success();
+    site.hosts.beta.define(&guest);
+    eventually("beta knows the other", Duration::from_secs(20), || {
+        let rows = site.alice.rxm(&site.beta, ["-o", "json", "list"]).json();
+        (rows.get(0)?.get("uuid")?.as_str()? == guest.uuid().to_string()).then_some(())
+    });
+    refused(&site, "beta", 1, "has this very domain already");
+    site.hosts.beta.virsh(&["undefine", "homely"]).success();
+    eventually("beta has none", Duration::from_secs(20), || {
+        let rows = site.alice.rxm(&site.beta, ["-o", "json", "list"]).json();
+        rows.as_array()?.is_empty().then_some(())
+    });
     site.hosts.beta.kill9();
-    let outcome = site
-        .alice
-        .rxm_call(&site.alpha, words)
-        .limit(Duration::from_secs(120))
-        .run()
-        .code(1);
-    assert!(
-        outcome.stderr().contains("still runs here"),
-        "{}",
-        outcome.stderr()
-    );
+    refused(&site, "beta", 1, "libvirt");
+    site.beta.kill9();
+    refused(&site, "beta", 3, "beta");
     assert_eq!(site.hosts.alpha.state("homely"), "running");
     guest.keeps_counting();
+    guest.missed_no_number();
+}
+
+#[test]
+fn who_may_not_bring_a_domain_there_gets_no_permit_and_no_host_that_is_no_peer_does() {
+    let mut site = Site::new();
+    site.hosts.alpha.define(&Guest::tiny("seed"));
+    let bob = site.realm.user("bob");
+    let admins = site.alpha.k5login();
+    std::fs::write(
+        &admins,
+        format!("{}\n{}\n", site.alice.principal(), bob.principal()),
+    )
+    .unwrap();
+    site.wait_listed(&site.alpha, "seed", "off");
+    let denied = bob.rxm(&site.alpha, ["migrate", "seed", "beta"]).code(1);
+    assert!(
+        denied.stderr().contains("rxm: beta: denied"),
+        "{}",
+        denied.stderr()
+    );
+    let rehearsed = bob
+        .rxm(&site.alpha, ["--dry-run", "migrate", "seed", "beta"])
+        .code(5);
+    assert!(
+        rehearsed.stderr().contains("may not bring"),
+        "{}",
+        rehearsed.stderr()
+    );
+    site.beta
+        .audit()
+        .contains(&["bob@", "verb=\"migrate-in\"", "verdict=\"deny\""]);
+    // A host that beta does not list as its peer gets nothing, whoever asks.
+    site.beta.configure("[migration]\npeers = ['gamma']");
+    site.beta.restart();
+    let refused = site
+        .alice
+        .rxm(&site.alpha, ["migrate", "seed", "beta"])
+        .code(1);
+    assert!(
+        refused.stderr().contains("no migration peer"),
+        "{}",
+        refused.stderr()
+    );
+}
+
+/// What is done to a migration under way.
+#[derive(Clone, Copy, Debug)]
+enum Mishap {
+    Cut,
+    SourceXmand,
+    DestinationXmand,
+    SourceLibvirtd,
+    DestinationLibvirtd,
+    Abort,
+}
+
+impl Mishap {
+    const ALL: [Self; 6] = [
+        Self::Cut,
+        Self::SourceXmand,
+        Self::DestinationXmand,
+        Self::SourceLibvirtd,
+        Self::DestinationLibvirtd,
+        Self::Abort,
+    ];
+
+    fn befall(self, from: &mut Side<'_>, to: &mut Side<'_>, alice: &User) {
+        match self {
+            Self::Cut => {
+                let there = if from.host.name() == "alpha" {
+                    "10.77.0.2"
+                } else {
+                    "10.77.0.1"
+                };
+                let mut ss = from.libvirtd.cell().command("ss");
+                ss.args(["-H", "-K", "dst", there, "dport", "=", "9626"]);
+                xman_tests::run(ss, b"", Duration::from_secs(10)).success();
+            }
+            Self::SourceXmand => {
+                from.host.kill9();
+                from.host.start();
+            }
+            Self::DestinationXmand => {
+                to.host.kill9();
+                to.host.start();
+            }
+            Self::SourceLibvirtd => {
+                from.libvirtd.kill9();
+                from.libvirtd.start();
+            }
+            Self::DestinationLibvirtd => {
+                to.libvirtd.kill9();
+                to.libvirtd.start();
+            }
+            // It may have arrived already.
+            Self::Abort => drop(alice.rxm(from.host, ["migrate", "--abort", "nomad"])),
+        }
+    }
+}
+
+struct Side<'a> {
+    host: &'a mut Host,
+    libvirtd: &'a mut Libvirtd,
+}
+
+/// How far the job is that runs on a host, of a hundred; nothing where none runs.
+fn percent(alice: &User, host: &Host) -> Option<u64> {
+    let jobs = alice.rxm(host, ["-o", "json", "job", "list"]).json();
+    let jobs = jobs.as_array()?;
+    let running = jobs.iter().find(|job| job["state"] == "running")?;
+    Some(running["progress"]["percent"].as_u64().unwrap_or(0))
+}
+
+#[test]
+fn twenty_journeys_with_a_mishap_on_each_and_never_two_that_run_nor_a_number_missed() {
+    let mut site = Site::new();
+    let guest = Guest::booted("nomad");
+    site.hosts.alpha.run(&guest);
+    for journey in 0..20 {
+        let is_out = site.hosts.alpha.state("nomad") == "running";
+        let mishap = Mishap::ALL[journey % Mishap::ALL.len()];
+        let moment = [0, 5, 20, 35, 50, 65, 80, 90, 97, 99][journey % 10];
+        let Site {
+            alice,
+            alpha,
+            beta,
+            hosts,
+            ..
+        } = &mut site;
+        let here = Side {
+            host: alpha,
+            libvirtd: &mut hosts.alpha,
+        };
+        let there = Side {
+            host: beta,
+            libvirtd: &mut hosts.beta,
+        };
+        let (mut from, mut to) = if is_out { (here, there) } else { (there, here) };
+        let destination = to.host.name().to_owned();
+        wait_listed(alice, from.host, "nomad", "running");
+        let words = ["migrate", "nomad", &destination, "--bandwidth", "24MiB"];
+        let mut rxm = alice
+            .rxm_call(from.host, words)
+            .limit(Duration::from_secs(180))
+            .spawn();
+        eventually("the migration is there", Duration::from_secs(60), || {
+            let far = percent(alice, from.host);
+            (rxm.outcome().is_some() || far.is_some_and(|far| far >= moment)).then_some(())
+        });
+        mishap.befall(&mut from, &mut to, alice);
+        let on_one =
+            format!("{mishap:?} at {moment}%: the guest runs on one host and is not on the other");
+        let left = eventually(&on_one, Duration::from_secs(120), || {
+            let states = [from.libvirtd.state("nomad"), to.libvirtd.state("nomad")];
+            match states.each_ref().map(String::as_str) {
+                ["running", ""] => Some(false),
+                ["", "running"] => Some(true),
+                _ => None,
+            }
+        });
+        drop(rxm.wait(Duration::from_secs(120)));
+        guest.keeps_counting();
+        guest.missed_no_number();
+        if !left {
+            wait_listed(alice, from.host, "nomad", "running");
+            alice
+                .rxm_call(from.host, ["migrate", "nomad", &destination])
+                .limit(Duration::from_secs(120))
+                .run()
+                .success();
+            guest.keeps_counting();
+        }
+    }
+    guest.missed_no_number();
+    for libvirtd in [&site.hosts.alpha, &site.hosts.beta] {
+        let listening = xman_tests::run(
+            {
+                let mut ss = libvirtd.cell().command("ss");
+                ss.args(["-H", "-l", "-t", "-n", "sport", "!=", "9626"]);
+                ss
+            },
+            b"",
+            Duration::from_secs(10),
+        );
+        let others: Vec<_> = listening
+            .stdout()
+            .lines()
+            .filter(|line| !line.contains("127.0.0.1:"))
+            .map(ToOwned::to_owned)
+            .collect();
+        assert!(others.is_empty(), "{others:?}");
+    }
 }

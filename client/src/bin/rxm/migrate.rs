@@ -155,17 +155,21 @@ async fn rehearse_arrival(setting: &Setting, destination: &Address) -> Tally {
                 .note(&format!("{destination}: you may bring domains there"));
             Tally::default()
         }
-        Ok(false) => {
-            let denied = Explanation {
-                kind: Kind::Refused,
-                code: Code::Denied.name(),
-                what: "denied: you may not bring domains there".to_owned(),
-                advice: format!("`rxm -H {destination} explain migrate-in` says why"),
-                is_common: false,
-            };
-            refused(setting, destination, &denied)
+        Ok(false) => refused(setting, destination, &denied(destination)),
+        Err(explanation) if explanation.code == Code::Denied.name() => {
+            refused(setting, destination, &denied(destination))
         }
         Err(explanation) => refused(setting, destination, &explanation),
+    }
+}
+
+fn denied(destination: &Address) -> Explanation {
+    Explanation {
+        kind: Kind::Refused,
+        code: Code::Denied.name(),
+        what: "denied: you may not bring domains there".to_owned(),
+        advice: format!("`rxm -H {destination} explain migrate-in` says why"),
+        is_common: false,
     }
 }
 
