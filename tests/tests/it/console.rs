@@ -668,6 +668,51 @@ fn a_guest_that_takes_nothing_keeps_nobody_and_the_escape_is_seen_behind_a_paste
 }
 
 #[test]
+fn a_guest_that_takes_nothing_for_long_is_given_up_with_a_word() {
+    let desk = Desk::new();
+    let mut terminal = desk.sit_down(&desk.bob, &[]);
+    desk.libvirtd.virsh(&["suspend", "web"]).success();
+    terminal.types(&"nobody takes this ".repeat(10_000));
+    let limit = Duration::from_secs(90);
+    terminal.wait_for(limit, "its guest took no input for half a minute");
+    assert_eq!(terminal.wait(SOON), FAILED);
+    assert!(terminal.echoes());
+    let mut again = desk.sit_down(&desk.bob, &[]);
+    desk.libvirtd.virsh(&["resume", "web"]).success();
+    again.types("\r");
+    again.wait_for(SOON, "Password: ");
+    leaves(&mut again);
+}
+
+#[test]
+fn the_escape_leaves_also_when_nobody_takes_what_is_shown() {
+    let desk = Desk::with_container();
+    let scratch = Scratch::new("held");
+    let (words, before, after) = between_notes(&desk.console(&desk.bob, &[]), scratch.path());
+    let script = "mkfifo \"$0/held\"; exec 3<> \"$0/held\"; bash \"$@\" >&3";
+    let folder = scratch.path().as_os_str().to_owned();
+    let words = ["-c".into(), script.into(), folder]
+        .into_iter()
+        .chain(words);
+    let mut terminal = desk
+        .bob
+        .program_call(&[], &program("bash"), words.collect())
+        .env("PATH", "/usr/bin:/bin")
+        .in_terminal();
+    terminal.wait_for(SOON, "connected to localhost");
+    wait_raw(&terminal);
+    terminal.types("echo flooding >> /said; timeout 20 yes\r");
+    eventually("the flood begins", SOON, || {
+        desk.said().contains("flooding").then_some(())
+    });
+    let began = Instant::now();
+    leaves(&mut terminal);
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    same(&before, &after);
+}
+
+#[test]
 fn a_flood_is_told_where_it_was_too_much_and_costs_neither_time_nor_memory() {
     let desk = Desk::with_container();
     let mut typist = shell(&desk, &desk.bob);
