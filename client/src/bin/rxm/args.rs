@@ -823,8 +823,14 @@ pub(crate) struct ClassArgs {
 /// Arguments of `explain` and `can`.
 #[derive(Debug, Args)]
 pub(crate) struct QuestionArgs {
-    /// [PRINCIPAL] ACTION [DOMAIN]: whose right (a full principal; your own without), to do what, to which domain (NAME, UUID or HOST/NAME)
-    #[arg(value_name = "QUESTION", required = true, num_args = 1..=3, value_parser = WordParser)]
+    /// The words of the question.
+    #[arg(
+        value_name = "QUESTION",
+        required = true,
+        num_args = 1..=3,
+        value_parser = WordParser,
+        help = "[PRINCIPAL] ACTION [DOMAIN]: whose right (a full principal; your own without), to do what, to which domain (NAME, UUID or HOST/NAME)"
+    )]
     pub(crate) words: Vec<String>,
 }
 
