@@ -9,7 +9,9 @@ use std::{
 
 use jiff::SignedDuration;
 use serde::{Deserialize, Deserializer, de::Error as _};
+use tokio::{task::spawn_blocking, time::timeout};
 use xman_common::{
+    gss,
     name::{HostName, LinkName},
     protocol::PORT,
 };
@@ -20,6 +22,9 @@ use crate::{
     hypervisor::{self, Hypervisors, hostname},
     store::Store,
 };
+
+/// How long the KDC may take when the configuration is checked.
+const TICKET_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -380,6 +385,12 @@ pub(crate) async fn check(config: &Config, keys: Result<String, String>) -> Vec<
         what: format!("images {}", folder.display()),
         how: hypervisor::check_images(folder, ROOT),
     }));
+    if !config.migration.peers.is_empty() {
+        findings.push(Finding {
+            what: "migration peers".to_owned(),
+            how: check_own_name().await,
+        });
+    }
     for uri in &config.hypervisors {
         findings.push(Finding {
             what: format!("hypervisor {uri}"),
@@ -387,6 +398,21 @@ pub(crate) async fn check(config: &Config, keys: Result<String, String>) -> Vec<
         });
     }
     findings
+}
+
+/// Says who this host is to its peers: the first key of its keytab, for which the KDC must give a ticket.
+async fn check_own_name() -> Result<String, String> {
+    let advice = "`kinit -k` with the keytab tells more";
+    match timeout(TICKET_LIMIT, spawn_blocking(gss::own_ticket)).await {
+        Ok(Ok(Ok((own, _)))) if own.as_str().starts_with("xman/") => {
+            Ok(format!("know this host as {own}"))
+        }
+        Ok(Ok(Ok((own, _)))) => Err(format!(
+            "would know this host as {own}; the first key of its keytab must be that of xman/HOST"
+        )),
+        Ok(Ok(Err(error))) => Err(format!("{error}; {advice}")),
+        Ok(Err(_)) | Err(_) => Err(format!("the KDC does not answer; {advice}")),
+    }
 }
 
 fn check_cedar(authorization: &Authorization) -> Vec<Finding> {
