@@ -321,6 +321,10 @@ impl Drop for Cell {
         };
         let init = PathBuf::from(format!("/proc/{}", self.init));
         let group = self.group.take();
+        // A container that is paused dies only when its group is thawed.
+        if let Some(group) = &group {
+            thaw(&Path::new(CGROUPS).join("freezer").join(group));
+        }
         // Everything in the cell is killed by now, but the kernel takes a second or two over libvirtd's sockets.
         // Nobody has to wait for that: the folder goes when the processes are gone.
         thread::spawn(move || {
@@ -382,6 +386,16 @@ fn remove_groups(group: &str) {
             thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+/// Lets go on what is frozen in a group and those in it.
+fn thaw(folder: &Path) {
+    let inside = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in inside.filter(|entry| entry.path().is_dir()) {
+        thaw(&entry.path());
+    }
+    // The group of a container that has just ended is gone.
+    let _ = std::fs::write(folder.join("freezer.state"), "THAWED");
 }
 
 /// Removes a folder of groups, whose files cannot be; returns whether it is gone.

@@ -24,7 +24,11 @@ for attempt in 1 2 3 4 5 6 7 8 9 10; do
     rm -rf "$1" && break
     sleep 0.2
 done
-for attempt in 1 2 3 4 5 6 7 8 9 10; do
+# Who is frozen in his group dies only when it is thawed, and a group is free only when the kernel has closed what its processes had open.
+for attempt in $(seq 100); do
+    for state in $(find /sys/fs/cgroup -path "*/${1##*/}*" -name freezer.state 2> /dev/null); do
+        echo THAWED > "$state"
+    done 2> /dev/null
     find /sys/fs/cgroup -depth -type d -path "*/${1##*/}*" -exec rmdir {} + 2> /dev/null && break
     sleep 0.2
 done

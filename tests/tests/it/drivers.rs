@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use xman_tests::{
     Container, Guest, Host, HostBuilder, LXC, Libvirtd, Outcome, PATIENCE, QEMU, Realm, Records,
-    User, eventually,
+    User, eventually, shell,
 };
 
 use crate::authorization::site_of;
@@ -124,6 +124,28 @@ fn container_counts_pauses_reboots_and_goes_down_under_a_private_libvirtd() {
         .success();
     libvirtd.wait_state_on(LXC, "cell", "shut off");
     assert!(container.said().ends_with("down\n"), "{}", container.said());
+}
+
+#[test]
+fn a_paused_container_goes_with_its_cell_and_leaves_no_group() {
+    let libvirtd = Libvirtd::with_containers();
+    let container = Container::new("cell");
+    libvirtd.run_container(&container);
+    libvirtd.virsh_on(LXC, &["suspend", "cell"]).success();
+    let parts: Vec<_> = libvirtd.cell().folder().iter().rev().take(2).collect();
+    let [cell, lab] = parts.as_slice() else {
+        panic!("{parts:?}")
+    };
+    let group = format!("{}-{}", lab.to_string_lossy(), cell.to_string_lossy());
+    let left = || {
+        let words = ["/sys/fs/cgroup", "-maxdepth", "2", "-name", &group];
+        shell("find", &words).stdout()
+    };
+    assert!(left().contains("/freezer/"), "{}", left());
+    drop(libvirtd);
+    eventually("its groups are gone", PATIENCE, || {
+        left().is_empty().then_some(())
+    });
 }
 
 #[test]

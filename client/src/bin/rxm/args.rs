@@ -212,12 +212,11 @@ A row that is marked stale is what xmand last heard from a libvirt that is silen
     administrator has mended its metadata; a line on stderr says how.
 
 Where the rows come from several hypervisors a column names the driver of each (-o wide: the URI). One that is broken or silent is told of on \
-    stderr, with exit code 5, and hides nothing of the others.
+    stderr, with exit code 5, and hides nothing of the others; in JSON it is an object of host, hypervisor and error (code, message).
 
 JSON: host, name, uuid, hypervisor, id (null when off), state, reason, memory_kib, max_memory_kib, vcpus, max_vcpus, cpu_time_ns, \
     autostart, persistent, owners (a list), class (or null), labels (an object), metadata_trouble (why these three cannot be read; usually empty), \
-    age_ms, stale. A host that cannot be asked is an object of host and error (code, message), a hypervisor that is not well one of host, hypervisor \
-    and error."
+    age_ms, stale."
     )]
     List(ListArgs),
     /// Show a host: processors, memory, hypervisors, load
