@@ -25,4 +25,5 @@ mod operations;
 mod python;
 mod rights_attacked;
 mod rxm;
+mod saved;
 mod stopping;

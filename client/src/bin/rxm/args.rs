@@ -9,7 +9,7 @@ use clap::{
 use uuid::Uuid;
 use xman_client::Address;
 use xman_common::{
-    name::{LinkName, Mac, Principal, Tag},
+    name::{DomainName, LinkName, Mac, Principal, Tag},
     protocol::{DomainState, Verb},
 };
 
@@ -215,8 +215,9 @@ Where the rows come from several hypervisors a column names the driver of each (
     stderr, with exit code 5, and hides nothing of the others; in JSON it is an object of host, hypervisor and error (code, message).
 
 JSON: host, name, uuid, hypervisor, id (null when off), state, reason, memory_kib, max_memory_kib, vcpus, max_vcpus, cpu_time_ns, \
-    autostart, persistent, owners (a list), class (or null), labels (an object), metadata_trouble (why these three cannot be read; usually empty), \
-    age_ms, stale."
+    autostart, persistent, saved (whether a saved memory waits for its next start), since_ms (since when it is in this state, milliseconds since 1970; null \
+    where it was before xmand came to look), owners (a list), class (or null), labels (an object), metadata_trouble (why these three cannot be read; \
+    usually empty), age_ms, stale."
     )]
     List(ListArgs),
     /// Show a host: processors, memory, hypervisors, load
@@ -298,6 +299,66 @@ Examples:
 Examples:
   rxm unpause skirit80/web")]
     Unpause(DomainsArgs),
+    /// Write the memory of domains to disk and stop them
+    #[command(after_help = "\
+The next 'rxm start' or 'rxm restore' goes on from where the guest was. Without --to the memory is in the image that libvirt keeps with the domain; \
+    --to makes a named one, which stays until it is used, and is used once. Saving is a job: it goes on when you interrupt rxm, 'rxm job cancel' gives \
+    it up, and the guest runs on then.
+
+Examples:
+  rxm save skirit80/web
+  rxm -H @grid save 'grid-*' --yes
+  rxm save --to before-upgrade skirit80/web
+  rxm save --detach skirit80/web")]
+    Save(SaveArgs),
+    /// Start domains from their saved memory, and from nothing else
+    #[command(after_help = "\
+Where there is no saved memory, or it is damaged, nothing is started: 'rxm start' boots. A guest that was paused when it was saved runs on as well, \
+    unless you say --paused. --from takes a named image, which is used up by that.
+
+Examples:
+  rxm restore skirit80/web
+  rxm -H skirit80 restore 'grid-*' --yes
+  rxm restore --from skirit80/before-upgrade")]
+    Restore(RestoreArgs),
+    /// List the named images of saved domains
+    #[command(after_help = "\
+You see the images of the domains that you may see; those of domains that are gone only administrators see.
+
+Examples:
+  rxm -H skirit80 images
+  rxm -H @grid images -o wide
+
+JSON: host, image, domain, uuid, hypervisor, bytes, saved_ms (when it was saved, milliseconds since 1970).")]
+    Images,
+    /// Throw saved memory away
+    #[command(after_help = "\
+What the guest had in its memory is lost; its disks are not touched.
+
+Examples:
+  rxm discard skirit80/web
+  rxm discard --image skirit80/before-upgrade")]
+    Discard(DiscardArgs),
+    /// Let domains start with their host, or not
+    #[command(after_help = "\
+Examples:
+  rxm autostart on skirit80/web
+  rxm -H @grid autostart off 'grid-*' --yes")]
+    Autostart(AutostartArgs),
+    /// Reset guests as their reset button would
+    #[command(after_help = "\
+The guest is not asked and may lose data; 'rxm reboot' asks it. This takes the right to destroy as well.
+
+Examples:
+  rxm reset skirit80/web")]
+    Reset(DomainsArgs),
+    /// Give a domain that is off another name
+    #[command(after_help = "\
+One must be allowed to rename the domain as it is called, and as it would be called.
+
+Examples:
+  rxm rename skirit80/web web-old")]
+    Rename(RenameArgs),
     /// Show a domain's libvirt XML
     #[command(after_help = "\
 Examples:
@@ -580,6 +641,73 @@ pub(crate) struct DomainsArgs {
     /// NAME, UUID, HOST/NAME or shell pattern
     #[arg(value_name = "DOMAIN", required = true)]
     pub(crate) domains: Vec<String>,
+}
+
+/// Arguments of `save`.
+#[derive(Debug, Args)]
+pub(crate) struct SaveArgs {
+    #[command(flatten)]
+    pub(crate) domains: DomainsArgs,
+    /// To this named image in the host's state directory, rather than to the one that libvirt keeps with the domain
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) to: Option<Tag>,
+    /// Return as soon as it is under way, and print the job's id
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
+/// Arguments of `restore`.
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// NAME, UUID, HOST/NAME or shell pattern
+    #[arg(value_name = "DOMAIN", required_unless_present = "from")]
+    pub(crate) domains: Vec<String>,
+    /// From a named image, as IMAGE or HOST/IMAGE
+    #[arg(long, value_name = "IMAGE", conflicts_with = "domains")]
+    pub(crate) from: Option<String>,
+    /// Leave the virtual CPUs stopped
+    #[arg(long)]
+    pub(crate) paused: bool,
+}
+
+/// Arguments of `discard`.
+#[derive(Debug, Args)]
+pub(crate) struct DiscardArgs {
+    /// NAME, UUID, HOST/NAME or shell pattern: the memory that libvirt keeps for it
+    #[arg(value_name = "DOMAIN", required_unless_present = "image")]
+    pub(crate) domains: Vec<String>,
+    /// A named image, as IMAGE or HOST/IMAGE
+    #[arg(long, value_name = "IMAGE", conflicts_with = "domains")]
+    pub(crate) image: Option<String>,
+}
+
+/// Arguments of `autostart`.
+#[derive(Debug, Args)]
+pub(crate) struct AutostartArgs {
+    /// Whether they start with their host from now on
+    #[arg(value_enum)]
+    pub(crate) switch: Switch,
+    #[command(flatten)]
+    pub(crate) domains: DomainsArgs,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    /// They do
+    On,
+    /// They do not
+    Off,
+}
+
+/// Arguments of `rename`.
+#[derive(Debug, Args)]
+pub(crate) struct RenameArgs {
+    /// NAME, UUID or HOST/NAME
+    pub(crate) domain: String,
+    /// Its new name
+    #[arg(value_name = "NEWNAME")]
+    pub(crate) name: DomainName,
 }
 
 /// Arguments of `shutdown` and `reboot`.
@@ -970,9 +1098,7 @@ mod tests {
 
     #[test]
     fn resume_belongs_to_the_batch_side() {
-        for reserved in [
-            "resume", "suspend", "freeze", "thaw", "save", "restore", "preempt",
-        ] {
+        for reserved in ["resume", "suspend", "freeze", "thaw", "preempt"] {
             assert!(
                 Cli::try_parse_from(["rxm", reserved, "x"]).is_err(),
                 "{reserved}"
@@ -1132,6 +1258,29 @@ mod tests {
             &["attach", "disk", "web", "/x", "--target", "V B"],
             &["detach", "interface", "web", "vdb"],
             &["detach", "interface", "web", "ff:ff:ff:ff:ff:ff"],
+        ] {
+            assert!(parsed(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_named_image_stands_in_the_place_of_domains() {
+        assert!(parsed(&["save", "web", "--to", "before"]).is_ok());
+        assert!(parsed(&["restore", "web", "db", "--paused"]).is_ok());
+        assert!(parsed(&["restore", "--from", "a/before", "--paused"]).is_ok());
+        assert!(parsed(&["discard", "--image", "before"]).is_ok());
+        assert!(parsed(&["autostart", "off", "web"]).is_ok());
+        for bad in [
+            &["save"][..],
+            &["save", "web", "--to", "../x"],
+            &["restore"],
+            &["restore", "web", "--from", "before"],
+            &["discard"],
+            &["discard", "web", "--image", "before"],
+            &["autostart", "web"],
+            &["rename", "web"],
+            &["rename", "web", "123e4567-e89b-12d3-a456-426614174000"],
+            &["rename", "web", "a/b"],
         ] {
             assert!(parsed(bad).is_err(), "{bad:?}");
         }

@@ -12,25 +12,29 @@ use xman_client::{Address, Caller, Event, Explanation, Wait, fleet};
 use xman_common::{
     name::DomainRef,
     protocol::{
-        About, Ask, Attached, Code, DomainRow, Explain, MemSet, OnDomain, Reply, Request, Start,
-        Undefine, VcpuSet, Verb, Whoami,
+        About, Ask, Attached, Autostart, Code, DomainRow, Explain, JobRow, MemSet, OnDomain,
+        Rename, Reply, Request, Start, Undefine, VcpuSet, Verb, Whoami,
     },
 };
 
 use crate::{
-    args::{AskArgs, DomainsArgs, Format, MemSetArgs, StartArgs, UndefineArgs, VcpuSetArgs},
+    args::{
+        AskArgs, AutostartArgs, DomainsArgs, Format, MemSetArgs, RenameArgs, StartArgs, Switch,
+        UndefineArgs, VcpuSetArgs,
+    },
     ask,
     exit::Tally,
+    job::goes_on,
     output::{Complaints, error_value, named},
     setting::{Setting, Stop, misfit},
-    show::domain_value,
+    show::{domain_value, job_value},
     tags::{labels, owners},
     target::{self, Found, Purpose, Target, Wanted},
     units::size,
 };
 
 /// Hosts that are worked on at once, each with up to [`SESSIONS`] sessions.
-const HOSTS: usize = 64;
+pub(crate) const HOSTS: usize = 64;
 /// Sessions with one host: a guest that takes its time delays no other.
 const SESSIONS: usize = 4;
 
@@ -58,6 +62,14 @@ impl<'a> Deed<'a> {
             past,
             warning: None,
             request,
+        }
+    }
+
+    /// With a second right that it takes.
+    pub(crate) fn with(self, also: Verb) -> Self {
+        Self {
+            also: Some(also),
+            ..self
         }
     }
 }
@@ -200,6 +212,48 @@ pub(crate) async fn reboot(setting: &Setting, args: AskArgs) -> Result<Tally, St
     .await
 }
 
+/// `rxm reset`
+pub(crate) async fn reset(setting: &Setting, args: DomainsArgs) -> Result<Tally, Stop> {
+    let request = &|domain| Request::Reset(OnDomain { domain });
+    let deed = Deed::new(Verb::Reset, "reset", request).with(Verb::Destroy);
+    carry_out(setting, &args.domains, deed).await
+}
+
+/// `rxm autostart`
+pub(crate) async fn autostart(setting: &Setting, args: AutostartArgs) -> Result<Tally, Stop> {
+    let on = args.switch == Switch::On;
+    let past = if on {
+        "starts with its host"
+    } else {
+        "does not start with its host"
+    };
+    let request = &|domain| Request::Autostart(Autostart { domain, on });
+    carry_out(
+        setting,
+        &args.domains.domains,
+        Deed::new(Verb::Autostart, past, request),
+    )
+    .await
+}
+
+/// `rxm rename`
+pub(crate) async fn rename(setting: &Setting, args: RenameArgs) -> Result<Tally, Stop> {
+    let RenameArgs { domain, name } = args;
+    let past = format!("that is what {domain} is called now");
+    let request = &|domain| {
+        Request::Rename(Rename {
+            domain,
+            name: name.clone(),
+        })
+    };
+    carry_out(
+        setting,
+        std::slice::from_ref(&domain),
+        Deed::new(Verb::Rename, &past, request),
+    )
+    .await
+}
+
 /// `rxm mem-set`
 pub(crate) async fn mem_set(setting: &Setting, args: MemSetArgs) -> Result<Tally, Stop> {
     let MemSetArgs {
@@ -314,17 +368,22 @@ pub(crate) async fn carry_out(
     told.finish()
 }
 
-fn hosts_of(targets: &[Target]) -> usize {
+/// The number of hosts that have the targets.
+pub(crate) fn hosts_of(targets: &[Target]) -> usize {
     let mut hosts: Vec<_> = targets.iter().map(|target| &target.address).collect();
     hosts.sort_by_key(|host| host.to_string());
     hosts.dedup();
     hosts.len()
 }
 
-type HostWork = (Vec<Target>, Option<Caller>);
+/// The targets of a host, and a session with it where there is one.
+pub(crate) type HostWork = (Vec<Target>, Option<Caller>);
 
 /// Puts the targets of a host together, hosts in the order of their first target.
-fn by_host(targets: Vec<Target>, mut callers: HashMap<Address, Caller>) -> Vec<HostWork> {
+pub(crate) fn by_host(
+    targets: Vec<Target>,
+    mut callers: HashMap<Address, Caller>,
+) -> Vec<HostWork> {
     let mut work: Vec<HostWork> = Vec::new();
     let mut places: HashMap<Address, usize> = HashMap::new();
     for target in targets {
@@ -362,7 +421,8 @@ async fn do_on_host(
     .await
 }
 
-fn rested(mut caller: Caller) -> Caller {
+/// A session for the next domain of its host.
+pub(crate) fn rested(mut caller: Caller) -> Caller {
     caller.rest();
     caller
 }
@@ -388,7 +448,7 @@ pub(crate) async fn change(
 }
 
 /// Asks before a pattern changes several domains.
-async fn confirm(
+pub(crate) async fn confirm(
     setting: &Setting,
     verb: Verb,
     targets: &[Target],
@@ -431,12 +491,17 @@ async fn confirm(
 
 /// Returns what is done, as it is said before a domain's name.
 fn infinitive(verb: Verb) -> &'static str {
-    const OTHERWISE: [(Verb, &str); 5] = [
+    const OTHERWISE: [(Verb, &str); 10] = [
         (Verb::Attach, "attach a device to"),
         (Verb::Detach, "detach a device from"),
         (Verb::Owner, "change the owners of"),
         (Verb::Label, "change the labels of"),
         (Verb::Class, "change the class of"),
+        (Verb::Autostart, "change the start with the host of"),
+        (Verb::SaveTo, "save"),
+        (Verb::RestoreFrom, "restore"),
+        (Verb::DiscardSaved, "throw away the saved memory of"),
+        (Verb::DiscardImage, "throw away"),
     ];
     OTHERWISE
         .iter()
@@ -534,7 +599,7 @@ impl<'a> Told<'a> {
     }
 
     /// A host that could not be asked which domains it has.
-    fn silent(&mut self, host: &Address, error: &Explanation) {
+    pub(crate) fn silent(&mut self, host: &Address, error: &Explanation) {
         self.tally.failed(error.kind);
         self.complaints.add(host.to_string(), error);
         self.complaints.say(&self.setting.output);
@@ -544,6 +609,35 @@ impl<'a> Told<'a> {
     /// A host on which nothing could be done, without a domain to name.
     pub(crate) fn failed_on(&mut self, host: &Address, error: Explanation) {
         self.silent(host, &error);
+    }
+
+    /// Something was done on a host that is about no domain.
+    pub(crate) fn done_on(&mut self, address: &Address, past: &str) {
+        self.tally.done();
+        self.values
+            .push(json!({ "host": address, "verb": self.verb.name() }));
+        let printed = match self.setting.output.format {
+            Format::Table | Format::Wide => {
+                self.setting.output.success(&format!("{address}: {past}"))
+            }
+            Format::Name | Format::Json | Format::Yaml => Ok(()),
+        };
+        self.remember(printed.map_err(Stop::from));
+    }
+
+    /// A job that goes on alone.
+    pub(crate) fn let_go(&mut self, target: &Target, id: Uuid, job: Option<&JobRow>) {
+        self.tally.done();
+        let address = &target.address;
+        self.values.push(job.map_or_else(
+            || json!({ "host": address, "id": id }),
+            |job| job_value(address, job),
+        ));
+        if !self.setting.output.is_structured() {
+            let printed = self.setting.output.line(&id.to_string());
+            self.remember(printed.map_err(Stop::from));
+            self.setting.output.note(&goes_on(address, id));
+        }
     }
 
     /// What came of one.
@@ -587,8 +681,8 @@ impl<'a> Told<'a> {
             Reply::Gone { name, uuid } => {
                 json!({ "host": address, "name": name, "uuid": uuid, "gone": true })
             }
+            Reply::Job(job) => job_value(address, job),
             Reply::Done
-            | Reply::Job(_)
             | Reply::Whoami(_)
             | Reply::Info(_)
             | Reply::Explained(_)

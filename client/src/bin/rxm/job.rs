@@ -101,6 +101,12 @@ async fn jobs(setting: &Setting, caller: &mut Caller) -> Result<Vec<JobRow>, Exp
     items.into_iter().map(job).collect()
 }
 
+/// Returns one of the host's jobs as it lists it; nothing where it does not.
+pub(crate) async fn listed(setting: &Setting, caller: &mut Caller, id: Uuid) -> Option<JobRow> {
+    let jobs = jobs(setting, caller).await.ok()?;
+    jobs.into_iter().find(|job| job.id == id)
+}
+
 fn headers(is_wide: bool) -> &'static [&'static str] {
     match is_wide {
         false => &["HOST", "ID", "WHAT", "STATE", "PROGRESS", "BEGAN"],

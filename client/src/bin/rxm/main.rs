@@ -17,6 +17,7 @@ mod metadata;
 mod migrate;
 mod output;
 mod rights;
+mod saved;
 mod setting;
 mod show;
 mod tags;
@@ -123,6 +124,13 @@ async fn work(options: args::Options, command: Command) -> Result<Tally, Stop> {
         Command::Console(args) => console::console(setting, args).await,
         Command::Edit(args) => edit::edit(setting, args).await,
         Command::Migrate(args) => migrate::migrate(setting, args).await,
+        Command::Save(args) => saved::save(setting, args).await,
+        Command::Restore(args) => saved::restore(setting, args).await,
+        Command::Images => saved::images(setting).await,
+        Command::Discard(args) => saved::discard(setting, args).await,
+        Command::Autostart(args) => change::autostart(setting, args).await,
+        Command::Reset(args) => change::reset(setting, args).await,
+        Command::Rename(args) => change::rename(setting, args).await,
         Command::Owner(args) => metadata::owner(setting, args).await,
         Command::Label(args) => metadata::label(setting, args).await,
         Command::Class(args) => metadata::class(setting, args).await,

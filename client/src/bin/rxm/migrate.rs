@@ -7,16 +7,14 @@ use uuid::Uuid;
 use xman_client::{Address, Caller, Event, Explanation, Kind, caller::may_have_happened};
 use xman_common::{
     name::{HostName, Principal},
-    protocol::{
-        Code, Item, JobList, Migrate, MigrateIn, Permit, Reply, Request, SERVICE, Verb, Way,
-    },
+    protocol::{Code, Migrate, MigrateIn, Permit, Reply, Request, SERVICE, Verb, Way},
 };
 
 use crate::{
     args::MigrateArgs,
     change::{abort_migration, may, rehearse},
     exit::Tally,
-    job::{Meter, follow, goes_on, tell},
+    job::{Meter, follow, goes_on, listed, tell},
     output::Complaints,
     setting::{Setting, Stop, misfit},
     show::{conclude, job_value},
@@ -196,15 +194,7 @@ async fn let_go(
         setting.output.note(&goes_on(address, id));
         return Ok(tally);
     }
-    let listed = setting
-        .ask(caller, &Request::JobList(JobList::default()))
-        .await;
-    let job = listed.ok().and_then(|(_, items)| {
-        items.into_iter().find_map(|item| {
-            let Item::Job(job) = item else { return None };
-            (job.id == id).then_some(job)
-        })
-    });
+    let job = listed(setting, caller, id).await;
     let value = job.map_or_else(
         || json!({ "host": address, "id": id }),
         |job| job_value(address, &job),

@@ -181,6 +181,8 @@ pub(crate) fn domain_value(address: &Address, row: &DomainRow) -> Value {
         "cpu_time_ns": row.cpu_time_ns,
         "autostart": row.autostart,
         "persistent": row.persistent,
+        "saved": row.saved,
+        "since_ms": row.since_ms,
         "owners": row.metadata.owners,
         "class": row.metadata.class,
         "labels": row.metadata.labels,
@@ -245,6 +247,8 @@ impl Columns {
                 "UUID",
                 "AUTOSTART",
                 "PERSISTENT",
+                "SAVED",
+                "SINCE",
                 "MAX VCPUS",
                 "MAX MEMORY",
                 "REASON",
@@ -324,6 +328,8 @@ fn domain_cells(row: &DomainRow, columns: Columns) -> Vec<Field> {
             row.uuid.to_string().into(),
             yes_no(row.autostart).into(),
             yes_no(row.persistent).into(),
+            yes_no(row.saved).into(),
+            since_in_words(row.since_ms).into(),
             row.max_vcpus.to_string().into(),
             size(row.max_memory_kib).into(),
             row.reason.clone().into(),
@@ -335,6 +341,15 @@ fn domain_cells(row: &DomainRow, columns: Columns) -> Vec<Field> {
         cells.extend(columns.with_labels.then(|| shown(row, labels(row))));
     }
     cells
+}
+
+/// How long a domain has been in its state; `-` where it was so before its xmand came to look.
+fn since_in_words(since_ms: Option<u64>) -> String {
+    let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
+    since_ms.map_or_else(
+        || "-".to_owned(),
+        |since| age_in_words(Duration::from_millis(now.saturating_sub(since))),
+    )
 }
 
 /// Nobody needs an age to the tenth of a second.
@@ -1041,7 +1056,7 @@ mod tests {
             concat!(
                 r#"[{"host":"skirit80","name":"web","uuid":"00000000-0000-0000-0000-000000000007","hypervisor":"qemu:///system","id":3,"#,
                 r#""state":"running","reason":"booted","memory_kib":2097152,"max_memory_kib":4194304,"vcpus":2,"max_vcpus":4,"#,
-                r#""cpu_time_ns":12345000000,"autostart":true,"persistent":true,"owners":[],"class":null,"labels":{},"#,
+                r#""cpu_time_ns":12345000000,"autostart":true,"persistent":true,"saved":false,"since_ms":null,"owners":[],"class":null,"labels":{},"#,
                 r#""metadata_trouble":"","age_ms":42900,"stale":false},"#,
                 r#"{"host":"skurut68","error":{"code":"unreachable","message":"unreachable: connection refused; is xmand running there?"}}]"#,
             )
