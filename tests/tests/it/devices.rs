@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::symlink, path::PathBuf, time::Duration};
 
 use xman_tests::{
-    Container, Guest, Host, Hosts, LXC, Libvirtd, Realm, Records, User, eventually, shell,
+    Container, Guest, Host, Hosts, LXC, Libvirtd, Realm, Records, Scratch, User, eventually, shell,
 };
 
 /// Where images lie by default, in the cell.
@@ -705,4 +705,60 @@ fn a_folder_that_others_may_write_is_told_of_by_check_and_gives_no_disks() {
         &["attach", "disk", "web", &data],
         "root's and writable by nobody else",
     );
+}
+
+#[test]
+fn what_a_domain_of_another_hypervisor_has_is_taken_and_what_is_not_known_is_not_free() {
+    let realm = Realm::shared();
+    let libvirtd = Libvirtd::new();
+    let images = libvirtd.cell().outside(IMAGES);
+    fs::create_dir_all(&images).unwrap();
+    for name in ["data.raw", "free.raw"] {
+        fs::write(images.join(name), [0; 1 << 20]).unwrap();
+    }
+    let guest = Guest::tiny("web");
+    libvirtd.define(&guest);
+    let scratch = Scratch::new("node");
+    let node = scratch.write(
+        "node.xml",
+        format!(
+            "<node><domain type='test'><name>other</name><memory>65536</memory><os><type>hvm</type></os><devices>\
+             <disk type='file' device='disk'><source file='{IMAGES}/data.raw'/><target dev='vda' bus='virtio'/></disk>\
+             </devices></domain></node>"
+        ),
+    );
+    let alice = realm.user("alice");
+    let host = |second: &str| {
+        let host = Host::builder()
+            .k5login(["alice"])
+            .inside(libvirtd.cell())
+            .uris(&["qemu:///system", second])
+            .start(realm);
+        wait_for_libvirt(&alice, &host);
+        eventually("web is listed", Duration::from_secs(20), || {
+            let listed = alice.rxm(&host, ["-o", "name", "list", "web"]);
+            listed.stdout().contains("web").then_some(())
+        });
+        host
+    };
+    let both = host(&format!("test://{}", node.display()));
+    eventually("other is listed", Duration::from_secs(20), || {
+        alice
+            .rxm(&both, ["list", "other"])
+            .is_success()
+            .then_some(())
+    });
+    let attach = |host: &Host, name: &str| {
+        let path = format!("{IMAGES}/{name}");
+        alice.rxm(host, ["attach", "disk", "web", &path, "--retries", "1"])
+    };
+    attach(&both, "data.raw")
+        .code(1)
+        .complains("a disk of 'other' already");
+    attach(&both, "free.raw").success();
+    drop(both);
+    let half = host("test:///nonexistent/node.xml");
+    let refused = attach(&half, "data.raw");
+    assert!(!refused.is_success(), "{refused}");
+    refused.complains("cannot be known");
 }
