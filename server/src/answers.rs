@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 use xman_common::{
     codec,
+    name::DomainName,
     protocol::{
         About, Code, Dmesg, DomainRow, Fault, HostInfo, HypervisorTrouble, Identity, Item, List,
         Reply, Verb,
@@ -92,7 +93,7 @@ fn count(number: usize) -> u32 {
 
 /// Sends the domains that are known, and which hypervisors are not well: one that is broken hides nothing of the others.
 pub(crate) async fn send_rows(list: &List, work: &Work) -> Outcome {
-    let wanted = Wanted::new(list)?;
+    let named = Named::new(&list.patterns)?;
     let hypervisor = work.hypervisor.as_deref();
     let ailing = work.host.hypervisors.ailing(hypervisor);
     // An empty answer would be taken for a host without domains.
@@ -121,7 +122,11 @@ pub(crate) async fn send_rows(list: &List, work: &Work) -> Outcome {
         .visible(&work.caller)
         .into_iter()
         .map(|(_, row)| row)
-        .filter(|row| hypervisor.is_none_or(|uri| *uri == row.hypervisor) && wanted.takes(row))
+        .filter(|row| {
+            hypervisor.is_none_or(|uri| *uri == row.hypervisor)
+                && named.takes(&row.name, row.uuid)
+                && (list.states.is_empty() || list.states.contains(&row.state))
+        })
         .peekable();
     while rows.peek().is_some() {
         let frame = next_frame(&mut rows).into_iter().map(Item::Domain);
@@ -143,40 +148,38 @@ fn next_frame(rows: &mut Peekable<impl Iterator<Item = DomainRow>>) -> Vec<Domai
     frame
 }
 
-/// The filter of a list.
-struct Wanted<'a> {
+/// The domains that somebody named, by pattern or UUID; all where none is named.
+pub(crate) struct Named {
     patterns: Vec<Pattern>,
     uuids: Vec<Uuid>,
-    list: &'a List,
 }
 
-impl<'a> Wanted<'a> {
-    fn new(list: &'a List) -> Result<Self, Fault> {
-        let mut patterns = Vec::new();
-        let mut uuids = Vec::new();
-        for text in &list.patterns {
+impl Named {
+    /// Reads patterns and UUIDs.
+    ///
+    /// # Errors
+    /// `BadRequest` for what is neither.
+    pub(crate) fn new(texts: &[String]) -> Result<Self, Fault> {
+        let mut named = Self {
+            patterns: Vec::new(),
+            uuids: Vec::new(),
+        };
+        for text in texts {
             match Uuid::try_parse(text) {
-                Ok(uuid) => uuids.push(uuid),
-                Err(_) => patterns.push(Pattern::new(text).map_err(|error| {
+                Ok(uuid) => named.uuids.push(uuid),
+                Err(_) => named.patterns.push(Pattern::new(text).map_err(|error| {
                     Fault::new(Code::BadRequest, format!("'{text}' is no pattern: {error}"))
                 })?),
             }
         }
-        Ok(Self {
-            patterns,
-            uuids,
-            list,
-        })
+        Ok(named)
     }
 
-    fn takes(&self, row: &DomainRow) -> bool {
-        let by_name = self.list.patterns.is_empty()
-            || self.uuids.contains(&row.uuid)
-            || self
-                .patterns
-                .iter()
-                .any(|pattern| pattern.matches(row.name.as_str()));
-        by_name && (self.list.states.is_empty() || self.list.states.contains(&row.state))
+    /// Returns whether a domain is among them.
+    pub(crate) fn takes(&self, name: &DomainName, uuid: Uuid) -> bool {
+        let names_all = self.patterns.is_empty() && self.uuids.is_empty();
+        let mut patterns = self.patterns.iter();
+        names_all || self.uuids.contains(&uuid) || patterns.any(|it| it.matches(name.as_str()))
     }
 }
 

@@ -209,20 +209,23 @@ impl Asked {
 /// Records the end of what has begun, also where its session goes away with it.
 pub(crate) struct Ending {
     asked: Option<Asked>,
+    kind: Kind,
     host: Arc<Host>,
 }
 
 impl Ending {
-    pub(crate) fn new(asked: Asked, host: Arc<Host>) -> Self {
+    /// Of what has one record, or of what has had one when it began.
+    pub(crate) fn new(asked: Asked, kind: Kind, host: Arc<Host>) -> Self {
         Self {
             asked: Some(asked),
+            kind,
             host,
         }
     }
 
     pub(crate) fn record(mut self, outcome: &Outcome) {
         if let Some(asked) = self.asked.take() {
-            self.host.audit.note(asked.ended(Kind::End, outcome));
+            self.host.audit.note(asked.ended(self.kind, outcome));
         }
     }
 }
@@ -231,7 +234,7 @@ impl Drop for Ending {
     fn drop(&mut self) {
         if let Some(asked) = self.asked.take() {
             let left = Err(Fault::new(Code::Busy, "the caller left"));
-            self.host.audit.note(asked.ended(Kind::End, &left));
+            self.host.audit.note(asked.ended(self.kind, &left));
         }
     }
 }

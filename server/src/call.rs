@@ -184,15 +184,15 @@ async fn answer(
     };
     match request.verb().effect() {
         Effect::Read => {
-            let host = Arc::clone(&work.host);
+            let ending = Ending::new(asked, Kind::Call, Arc::clone(&work.host));
             let outcome = attended(grant, request, work).await;
-            host.audit.note(asked.ended(Kind::Call, &outcome));
+            ending.record(&outcome);
             outcome
         }
         Effect::Stream => {
             let host = Arc::clone(&work.host);
             asked.begins(&host).await?;
-            let ending = Ending::new(asked, Arc::clone(&host));
+            let ending = Ending::new(asked, Kind::End, Arc::clone(&host));
             let outcome = attended(grant, request, work).await;
             ending.record(&outcome);
             outcome

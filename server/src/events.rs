@@ -13,17 +13,15 @@ use std::{
     time::Duration,
 };
 
-use glob::Pattern;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 use xman_common::{
     codec,
-    name::DomainName,
     protocol::{Code, Events, Fault, Gap, Item, Reply},
 };
 
 use crate::{
-    answers::ROWS_A_FRAME,
+    answers::{Named, ROWS_A_FRAME},
     caller::{Outcome, Piece},
     clock::now_ms,
     hypervisor::{EVENTS_KEPT, Entry, Facts, Page},
@@ -189,36 +187,6 @@ impl Listener<'_> {
             sent.unwrap_or_else(|_| Err(unread()))?;
         }
         Ok(())
-    }
-}
-
-/// The domains that somebody named, by pattern or UUID; all where none is named.
-struct Named {
-    patterns: Vec<Pattern>,
-    uuids: Vec<Uuid>,
-}
-
-impl Named {
-    fn new(texts: &[String]) -> Result<Self, Fault> {
-        let mut named = Self {
-            patterns: Vec::new(),
-            uuids: Vec::new(),
-        };
-        for text in texts {
-            match Uuid::try_parse(text) {
-                Ok(uuid) => named.uuids.push(uuid),
-                Err(_) => named.patterns.push(Pattern::new(text).map_err(|error| {
-                    Fault::new(Code::BadRequest, format!("'{text}' is no pattern: {error}"))
-                })?),
-            }
-        }
-        Ok(named)
-    }
-
-    fn takes(&self, name: &DomainName, uuid: Uuid) -> bool {
-        let names_all = self.patterns.is_empty() && self.uuids.is_empty();
-        let mut patterns = self.patterns.iter();
-        names_all || self.uuids.contains(&uuid) || patterns.any(|it| it.matches(name.as_str()))
     }
 }
 

@@ -389,14 +389,22 @@ impl Session {
             return Ok(());
         };
         let call = running.id;
+        let mut piece = first;
         // So many a turn: what refills as fast as it is sent does not put off the ticket's end.
-        let ready = std::iter::from_fn(|| running.outbox.try_recv().ok()).take(OUTBOX);
-        for piece in std::iter::once(first).chain(ready) {
+        for left in (0..OUTBOX).rev() {
             let message = match piece {
                 Piece::Items(items) => FromHost::Items { call, items },
                 Piece::Progress(progress) => FromHost::Progress { call, progress },
             };
             self.channel.feed(&message).await?;
+            // Without room feeding would wait for the peer, and the whole session with it.
+            if left == 0 || !self.channel.has_room() {
+                break;
+            }
+            match running.outbox.try_recv() {
+                Ok(more) => piece = more,
+                Err(_) => break,
+            }
         }
         Ok(())
     }

@@ -89,8 +89,10 @@ pub(super) fn lifecycle(event: c_int, detail: c_int) -> Meaning {
     Meaning::Happened(what, why.copied().unwrap_or_default())
 }
 
-/// How a domain was when it was last looked at.
-pub(super) type Looks = HashMap<Uuid, (DomainName, DomainState)>;
+/// How a domain looks.
+pub(super) type Look = (DomainName, DomainState);
+/// How all look.
+pub(super) type Looks = HashMap<Uuid, Look>;
 
 /// A domain that was found otherwise than it was left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,11 +110,11 @@ pub(super) fn differences(before: &Looks, now: &Looks) -> Vec<Difference> {
     for (uuid, (name, state)) in now {
         let detail = match before.get(uuid) {
             None => "it was not there before".to_owned(),
-            Some((old, was)) if old != name && was != state => {
+            Some((old, was)) if old != name && differ(*was, *state) => {
                 format!("it was called '{old}' and {was}")
             }
             Some((old, _)) if old != name => format!("it was called '{old}'"),
-            Some((_, was)) if was != state => format!("it was {was}"),
+            Some((_, was)) if differ(*was, *state) => format!("it was {was}"),
             Some(_) => continue,
         };
         found.insert((name, uuid), detail);
@@ -130,6 +132,21 @@ pub(super) fn differences(before: &Looks, now: &Looks) -> Vec<Difference> {
             detail,
         })
         .collect()
+}
+
+/// Whether two states mean that something has happened. A Xen guest that has nothing to do is blocked, from one moment to the next.
+fn differ(one: DomainState, other: DomainState) -> bool {
+    let awake = |state| match state {
+        DomainState::Blocked => DomainState::Running,
+        DomainState::Unknown
+        | DomainState::Running
+        | DomainState::Paused
+        | DomainState::ShuttingDown
+        | DomainState::Off
+        | DomainState::Crashed
+        | DomainState::Sleeping => state,
+    };
+    awake(one) != awake(other)
 }
 
 #[cfg(test)]
@@ -411,7 +428,7 @@ mod tests {
             (5, "ancient", Off),
         ]);
         let now = looks(&[
-            (1, "same", Running),
+            (1, "same", DomainState::Blocked),
             (2, "web", Off),
             (4, "new", Off),
             (5, "modern", Running),

@@ -6,7 +6,8 @@
 //!    '---- pause, growing to 5 s <-- connection lost
 //! ```
 //! What libvirt's events tell goes into the book in the order in which it came, each after its domain was read anew. After a time without a
-//! connection the book says so, and in what state the domains were found that are not as they were.
+//! connection the book says so, and in what state the domains were found that are not as they were; so it does where a domain is found otherwise
+//! without an event, since drivers do not tell everything.
 
 use std::{
     borrow::Cow,
@@ -37,7 +38,7 @@ use super::{
     connections::Hypervisor,
     faults,
     ffi::{Event, Named, Sink, Subscription},
-    happenings::{Looks, Meaning, differences, lifecycle},
+    happenings::{Look, Looks, Meaning, differences, lifecycle},
     metadata,
     readings::{self, Survey},
 };
@@ -98,7 +99,9 @@ pub(super) fn start(hypervisor: &Arc<Hypervisor>, book: &Arc<Book>) {
         dropped: None,
         looked: HashMap::new(),
         unnamed: HashMap::new(),
-        left: None,
+        told: None,
+        doubtful: HashMap::new(),
+        left_ms: None,
         heard_ms: Cell::new(now_ms()),
     };
     let name = format!("inventory-{}", hypervisor.index);
@@ -124,8 +127,12 @@ struct Reader {
     looked: HashMap<Uuid, Instant>,
     /// Old names of domains that are being renamed.
     unnamed: HashMap<Uuid, DomainName>,
-    /// How the domains looked when the connection was lost, and since when libvirt was silent then.
-    left: Option<(Looks, u64)>,
+    /// How the domains look to who reads the book; nothing before they were read for the first time.
+    told: Option<Looks>,
+    /// Those that the last full reading found otherwise, without an event that says so.
+    doubtful: HashMap<Uuid, Option<Look>>,
+    /// Since when libvirt was silent, in milliseconds since 1970, when the connection was lost.
+    left_ms: Option<u64>,
     /// When libvirt last gave a sign of life, in milliseconds since 1970.
     heard_ms: Cell<u64>,
 }
@@ -212,7 +219,7 @@ impl Reader {
             let asked = if now >= due {
                 let read = self.read_all(connection);
                 if read.is_ok() {
-                    self.come_back();
+                    self.compare();
                 }
                 let rest = now.elapsed() * SHARE;
                 (earliest, due) = (now + rest, now + REFRESH.max(rest));
@@ -358,16 +365,25 @@ impl Reader {
     }
 
     fn event(
-        &self,
+        &mut self,
         uuid: Uuid,
         name: DomainName,
         what: Happening,
         detail: Cow<'static, str>,
         (at_ms, formerly): (u64, Option<DomainName>),
     ) -> Line {
-        let (inventory, index) = (&self.hypervisor.inventory, self.hypervisor.index);
+        let (inventory, index) = (
+            Arc::clone(&self.hypervisor.inventory),
+            self.hypervisor.index,
+        );
         let glimpse = inventory.glimpse(index, uuid);
         let state = glimpse.map_or(DomainState::Unknown, |glimpse| glimpse.state);
+        if let Some(told) = &mut self.told {
+            match glimpse {
+                Some(_) => drop(told.insert(uuid, (name.clone(), state))),
+                None => drop(told.remove(&uuid)),
+            }
+        }
         let known = inventory.last_known(index, uuid);
         let facts = known.unwrap_or_else(|| self.nothing_known(uuid, name.clone()));
         let event = book::Event {
@@ -407,15 +423,12 @@ impl Reader {
         }
     }
 
-    /// The connection is lost: what is there is written down, and how the domains looked is remembered.
+    /// The connection is lost: what is there is written down, and that more is not seen.
     fn leave(&mut self, trouble: &str) {
         let _ = self.publish(None);
-        if self.left.is_some() {
-            return;
-        }
-        let looks = self.hypervisor.inventory.looks(self.hypervisor.index);
-        if let Some(looks) = looks {
-            self.left = Some((looks, self.heard_ms.get()));
+        self.doubtful.clear();
+        if self.left_ms.is_none() && self.told.is_some() {
+            self.left_ms = Some(self.heard_ms.get());
             let hole = self.hole(format!(
                 "{trouble}; what happens to its domains is not seen until it is back"
             ));
@@ -423,25 +436,46 @@ impl Reader {
         }
     }
 
-    /// The domains are read again after the connection was lost: says so, and what is not as it was.
-    fn come_back(&mut self) {
-        let Some((before, since_ms)) = self.left.take() else {
+    /// All domains were read: what is not as the book has it is told. After a time without a connection at once; else only if the reading before
+    /// found it as well, since an event that says so may be on its way.
+    fn compare(&mut self) {
+        let looks = self.hypervisor.inventory.looks(self.hypervisor.index);
+        let now = looks.unwrap_or_default();
+        let Some(told) = &self.told else {
+            self.told = Some(now);
             return;
         };
-        let now = self.hypervisor.inventory.looks(self.hypervisor.index);
-        let why = format!(
-            "libvirt was silent from {} to {}; what happened meanwhile is not known, and domains that are not as they were follow",
-            clock(since_ms),
-            clock(now_ms())
-        );
-        let mut lines = vec![Line::Hole(self.hole(why))];
-        let found = differences(&before, &now.unwrap_or_default());
+        // What waits to be written down would be told twice.
+        if self.left_ms.is_none() && !self.waiting.is_empty() {
+            return;
+        }
+        let mut found = differences(told, &now);
+        let mut lines = Vec::new();
+        match self.left_ms.take() {
+            Some(since_ms) => lines.push(Line::Hole(self.hole(format!(
+                "libvirt was silent from {} to {}; what happened meanwhile is not known, and domains that are not as they were follow",
+                clock(since_ms),
+                clock(now_ms())
+            )))),
+            None => {
+                let before = std::mem::take(&mut self.doubtful);
+                let look = |uuid: &Uuid| now.get(uuid).cloned();
+                self.doubtful = found
+                    .iter()
+                    .map(|found| (found.uuid, look(&found.uuid)))
+                    .collect();
+                found.retain(|found| before.get(&found.uuid) == Some(&look(&found.uuid)));
+            }
+        }
         lines.extend(found.into_iter().map(|found| {
+            self.doubtful.remove(&found.uuid);
             let detail = Cow::Owned(found.detail);
             let at = (now_ms(), None);
             self.event(found.uuid, found.name, Happening::Found, detail, at)
         }));
-        self.book.add(lines);
+        if !lines.is_empty() {
+            self.book.add(lines);
+        }
     }
 
     fn read_all(&mut self, connection: &Connect) -> Result<(), Error> {
