@@ -27,8 +27,8 @@ use xman_common::{
     gss::{Context, Initiator, Step},
     name::{DomainRef, HostName},
     protocol::{
-        Call, CallHeader, Describe, FromCaller, FromHost, Hello, List, OnDomain, Request, Undefine,
-        VERSION, Verb, Whoami,
+        Call, CallHeader, Cursor, Describe, Events, FromCaller, FromHost, Hello, List, OnDomain,
+        Request, Undefine, VERSION, Verb, Whoami,
     },
 };
 
@@ -230,6 +230,49 @@ fn main() {
             peer.call(&follow);
             println!("ready");
             peer.print_until_closed();
+        }
+        // Follows all events and reads nothing more until somebody says so.
+        "deaf-events" => {
+            peer.greet();
+            // The kernel would take in megabytes for it.
+            rustix::net::sockopt::set_socket_recv_buffer_size(&peer.stream, 64 * 1024).unwrap();
+            let oldest = Cursor {
+                book: Uuid::nil(),
+                number: 0,
+            };
+            peer.call(&Request::Events(Events {
+                patterns: Vec::new(),
+                since: Some(oldest),
+                follow: true,
+            }));
+            assert!(matches!(peer.receive(), Some(FromHost::Items { .. })));
+            println!("ready");
+            std::io::stdin().read_line(&mut String::new()).unwrap();
+            peer.print_until_done();
+        }
+        // Pauses and unpauses in turn: `toggle COUNT NAME`.
+        "toggle" => {
+            let count: usize = arguments.next().unwrap().parse().unwrap();
+            let domain: DomainRef = arguments.next().unwrap().parse().unwrap();
+            peer.greet();
+            for at in 0..count {
+                let on = OnDomain {
+                    domain: domain.clone(),
+                };
+                peer.call(&match at % 2 {
+                    0 => Request::Pause(on),
+                    _ => Request::Unpause(on),
+                });
+                let mut done = peer.receive();
+                while matches!(done, Some(FromHost::Alive)) {
+                    done = peer.receive();
+                }
+                assert!(
+                    matches!(done, Some(FromHost::Done { outcome: Ok(_), .. })),
+                    "{done:?}"
+                );
+            }
+            println!("toggled {count}");
         }
         // One id, twice: `twice VERB NAME [VERB NAME]`.
         "twice" => {

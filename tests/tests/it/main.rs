@@ -16,6 +16,7 @@ mod completion;
 mod console;
 mod devices;
 mod drivers;
+mod events;
 mod faults;
 mod hostile;
 mod install;

@@ -9,6 +9,7 @@ mod config;
 mod console;
 mod devices;
 mod edit;
+mod events;
 mod exit;
 mod files;
 mod job;
@@ -107,6 +108,7 @@ async fn work(options: args::Options, command: Command) -> Result<Tally, Stop> {
         Command::Info => show::info(setting).await,
         Command::Whoami => show::whoami(setting).await,
         Command::Dmesg(args) => messages::dmesg(setting, args).await,
+        Command::Events(args) => events::events(setting, args).await,
         Command::Describe(args) => messages::describe(setting, args).await,
         Command::Create(args) => files::create(setting, args).await,
         Command::Define(args) => files::define(setting, args).await,

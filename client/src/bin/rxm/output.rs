@@ -53,7 +53,8 @@ pub(crate) struct Output {
     /// Whether progress can be drawn on stderr.
     pub(crate) can_draw: bool,
     is_colored: bool,
-    has_headers: bool,
+    /// Whether tables begin with the names of their columns.
+    pub(crate) has_headers: bool,
     is_quiet: bool,
 }
 

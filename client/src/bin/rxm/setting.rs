@@ -201,6 +201,17 @@ impl Setting {
         .acting_for(self.on_behalf_of.clone())
     }
 
+    /// Begins to be patient with a host, for one try only: who goes on after that says from where.
+    pub(crate) fn caller_once(&self, address: &Address) -> Caller {
+        let patience = Patience {
+            tries: 1,
+            kdc_is_silent: Arc::default(),
+            ..self.patience.clone()
+        };
+        Caller::new(address.clone(), patience, self.hypervisor.clone())
+            .acting_for(self.on_behalf_of.clone())
+    }
+
     /// Explains why a call brought no reply.
     pub(crate) fn explain(&self, failure: &Failure, address: &Address) -> Explanation {
         match self.is_interruption(failure) {

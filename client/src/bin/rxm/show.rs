@@ -114,7 +114,7 @@ fn narrowed(args: &ListArgs, rows: Vec<DomainRow>, me: Option<&Principal>) -> Ve
 }
 
 /// Which host is asked for which patterns, in the order in which the hosts were named.
-fn list_questions(
+pub(crate) fn list_questions(
     setting: &Setting,
     patterns: &[String],
 ) -> Result<Vec<(Address, Vec<String>)>, Stop> {
