@@ -249,13 +249,11 @@ fn settled(place: &Path, account: u32) -> Result<(), Fault> {
 }
 
 fn unseen(path: &Path, error: &io::Error) -> Fault {
-    match error.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => Fault::new(
-            Code::NotFound,
-            format!("there is no '{}' on this host", path.display()),
-        ),
-        _ => refused(format!("'{}' cannot be looked at: {error}", path.display())),
+    let path = path.display();
+    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) {
+        return Fault::new(Code::NotFound, format!("there is no '{path}' on this host"));
     }
+    refused(format!("'{path}' cannot be looked at: {error}"))
 }
 
 fn refused(what: String) -> Fault {
