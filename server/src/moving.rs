@@ -46,7 +46,7 @@ use crate::{
     Host, ROOT,
     caller::{Outcome, Piece},
     clock::now_ms,
-    hypervisor::{Route, Target},
+    hypervisor::{Route, Target, cause},
     jobs,
     peer::{self, Carrier, Peer},
     store::StoreError,
@@ -335,7 +335,7 @@ async fn conclude(
                 };
                 Some(Fault::new(
                     Code::Refused,
-                    format!("the migration failed; '{name}' {still}: {}", fault.message),
+                    format!("the migration failed; '{name}' {still}: {}", cause(&fault)),
                 ))
             }
             None => None,

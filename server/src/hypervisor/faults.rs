@@ -249,14 +249,19 @@ pub(super) fn vanished() -> Fault {
     )
 }
 
+const BEGAN: &str = "it began, and its outcome is not known: ";
+const ASK: &str = "; ask again with the same id, or look at the domain";
+
 /// It began and nobody can say what came of it.
 pub(super) fn unknown(why: &str) -> Fault {
-    Fault::new(
-        Code::Unknown,
-        format!(
-            "it began, and its outcome is not known: {why}; ask again with the same id, or look at the domain"
-        ),
-    )
+    Fault::new(Code::Unknown, format!("{BEGAN}{why}{ASK}"))
+}
+
+/// Returns why the outcome was not known, once it is.
+pub(crate) fn cause(unknown: &Fault) -> &str {
+    let message = unknown.message.as_str();
+    let why = message.strip_prefix(BEGAN).unwrap_or(message);
+    why.strip_suffix(ASK).unwrap_or(why)
 }
 
 fn lost(begun: bool, text: &str) -> Fault {

@@ -213,7 +213,7 @@ fn stayed(visit: &Visit<'_>, fault: Fault, error: &Error, waits: bool) -> Fault 
             if reading.state == DomainState::Paused && visit.state != DomainState::Paused =>
         {
             if waits {
-                return faults::unknown(&format!("the migration failed ({why})"));
+                return faults::unknown(&why);
             }
             Fault::new(
                 code,

@@ -34,6 +34,7 @@ pub(crate) use console::OpenConsole;
 pub(crate) use devices::Eyes;
 pub(crate) use sources::check as check_images;
 
+pub(crate) use faults::cause;
 pub(crate) use migrate::Route;
 
 mod arrival;
