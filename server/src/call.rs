@@ -212,8 +212,10 @@ async fn attended(grant: Grant, request: Request, work: Work) -> Outcome {
     let (host, caller) = (Arc::clone(&work.host), work.caller.clone());
     let (verb, judged) = (request.verb(), work.facts.clone());
     tokio::select! {
-        outcome = perform::perform(grant, request, work) => outcome,
+        // First: to a caller who has not read for a while nothing is carried out, and what happened meanwhile may be none of its business any more.
+        biased;
         why = host.right_ends(&caller, verb, judged.as_ref()) => Err(why),
+        outcome = perform::perform(grant, request, work) => outcome,
     }
 }
 
