@@ -45,11 +45,7 @@ const RENEWAL_LIMIT: Duration = Duration::from_secs(10);
 const HEADER_ROOM: usize = 2 * 1024;
 
 /// [`MAX_INPUT`], as the window counts.
-#[allow(
-    clippy::cast_possible_truncation,
-    reason = "64 KiB fit, and the compiler sees it"
-)]
-const WHOLE_INPUT: u32 = MAX_INPUT as u32;
+const WHOLE_INPUT: u32 = 64 * 1024;
 const _: () = assert!(WHOLE_INPUT as usize == MAX_INPUT);
 
 /// What a connection may cost.

@@ -100,7 +100,8 @@ impl Input {
 mod tests {
     use super::*;
 
-    const WHOLE: u32 = MAX_INPUT as u32;
+    const WHOLE: u32 = 64 * 1024;
+    const _: () = assert!(WHOLE as usize == MAX_INPUT);
 
     #[tokio::test]
     async fn what_is_taken_makes_room_and_nothing_else_does() {

@@ -134,17 +134,17 @@ impl Peer {
     /// A denial is this host's, not the caller's.
     fn about_the_permit(&self, fault: Fault) -> Fault {
         let host = &self.host;
-        match fault.code {
-            Code::Denied => Fault::new(
+        if fault.code == Code::Denied {
+            return Fault::new(
                 Code::Refused,
                 format!(
                     "{host} does not take the permit: it was used or has expired, or this host is no peer of {host} under the name that its keytab gives it"
                 ),
-            ),
-            code => Fault {
-                message: format!("{host}: {}", fault.message),
-                ..Fault::new(code, "")
-            },
+            );
+        }
+        Fault {
+            message: format!("{host}: {}", fault.message),
+            ..fault
         }
     }
 
@@ -187,7 +187,7 @@ pub(crate) struct Carrier {
 }
 
 enum Next {
-    Heard(FromHost),
+    Heard(Box<FromHost>),
     Read(Vec<u8>),
     Silent,
 }
@@ -243,7 +243,7 @@ impl Carrier {
             let next = tokio::select! {
                 heard = timeout(SILENCE, self.peer.channel.receive_or_room()) => match heard {
                     Ok(heard) => match heard.transpose() {
-                        Some(heard) => Next::Heard(self.peer.said(heard)?),
+                        Some(heard) => Next::Heard(Box::new(self.peer.said(heard)?)),
                         None => continue, // it has read, so there may be more
                     },
                     Err(_) => Next::Silent,
@@ -263,7 +263,7 @@ impl Carrier {
                     }
                 }
                 Next::Heard(message) => {
-                    if let Some(outcome) = self.take(message, &incoming).await? {
+                    if let Some(outcome) = self.take(*message, &incoming).await? {
                         return outcome.map(drop);
                     }
                 }
@@ -371,12 +371,12 @@ fn early(outcome: Outcome) -> Fault {
 }
 
 fn explained(error: &ChannelError) -> String {
-    match error {
-        ChannelError::Gss(error) => format!(
-            "{error}; this host's keytab must have its own key of xman/HOST first, and the KDC must answer"
-        ),
-        other => other.to_string(),
+    if let ChannelError::Gss(error) = error {
+        return format!(
+            "{error}; the first key of this host's keytab must be its own of xman/HOST, and the KDC must answer"
+        );
     }
+    error.to_string()
 }
 
 fn unreachable(host: &HostName, why: &str) -> Fault {

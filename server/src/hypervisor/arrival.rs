@@ -73,10 +73,14 @@ impl Hypervisors {
             match state {
                 DomainState::Running | DomainState::Blocked => return Ok(()),
                 DomainState::Paused => {}
-                other => {
+                DomainState::ShuttingDown
+                | DomainState::Off
+                | DomainState::Crashed
+                | DomainState::Sleeping
+                | DomainState::Unknown => {
                     return Err(Fault::new(
                         Code::Conflict,
-                        format!("it has arrived and is {} now", other.name()),
+                        format!("it has arrived and is {state} now"),
                     ));
                 }
             }
@@ -107,12 +111,15 @@ impl Hypervisors {
                     call.begin()?;
                     domain.destroy().map_err(failed)?;
                 }
-                other => {
+                DomainState::Running
+                | DomainState::Blocked
+                | DomainState::ShuttingDown
+                | DomainState::Sleeping
+                | DomainState::Unknown => {
                     return Err(Fault::new(
                         Code::Conflict,
                         format!(
-                            "it is {} at the destination as well: somebody has let it run there, so look at both hosts",
-                            other.name()
+                            "it is {state} at the destination as well: somebody has let it run there, so look at both hosts"
                         ),
                     ));
                 }

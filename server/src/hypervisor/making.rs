@@ -203,7 +203,12 @@ impl Found {
 }
 
 /// Finds the domains that have a new one's name or UUID, and has each of them judged before anything is said of it.
-pub(super) fn find(call: &Call, host: &Hypervisor, new: &NewDomain, judge: &XmlJudge) -> Result<Found, Fault> {
+pub(super) fn find(
+    call: &Call,
+    host: &Hypervisor,
+    new: &NewDomain,
+    judge: &XmlJudge,
+) -> Result<Found, Fault> {
     let failed = |error: Error| call.fault(&error);
     let mut found: Vec<Domain> = Vec::new();
     if let Some(uuid) = new.uuid {

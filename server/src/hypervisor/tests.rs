@@ -295,7 +295,9 @@ async fn ten_thousand_events_at_once_are_all_in_the_book_and_the_inventory_stays
         };
         world.behind(name, blink).await;
     }
-    world.until(|world| happened(world, 0).len() >= 10_000).await;
+    world
+        .until(|world| happened(world, 0).len() >= 10_000)
+        .await;
     let told = happened(&world, 0);
     assert_eq!(told.len(), 10_000);
     for (at, line) in told.iter().enumerate() {
