@@ -127,7 +127,7 @@ fn what_makes_no_sense_is_refused_with_its_own_words() {
         (vec!["unpause", "odd"], "not paused"),
         (vec!["undefine", "odd"], "running"),
         (vec!["create", guest.file().as_str()], "odd"),
-        (vec!["migrate", "odd", "elsewhere"], "peer"),
+        (vec!["migrate", "odd", "elsewhere", "--direct"], "peer"),
     ] {
         site.refuses(&words, because);
     }
