@@ -70,7 +70,7 @@ pub enum Item {
     Console(ConsoleNews),
     /// Of `events`.
     Event(EventRow),
-    /// Of `events`, first: where it begins.
+    /// Of `events`: where it begins, first, and how far it is where what happens may not be heard.
     Cursor(Cursor),
     /// Of `events`: something is missing here.
     Gap(Gap),
@@ -144,7 +144,7 @@ pub struct EventRow {
     pub uuid: Uuid,
     /// What.
     pub what: Happening,
-    /// Why, in libvirt's words; empty where it says nothing.
+    /// Why, in libvirt's words, or how it was before; empty where nothing is said.
     pub detail: String,
     /// The domain's state when xmand had looked; `Unknown` where there is none any more.
     pub state: DomainState,
@@ -177,7 +177,7 @@ pub enum Happening {
     Rebooted,
     /// Its owners, class or labels have changed.
     Labelled,
-    /// It was found like this after libvirt had been silent.
+    /// It was found like this, after libvirt had been silent or without a word from it.
     Found,
 }
 

@@ -449,7 +449,7 @@ pub struct Events {
 /// A place in a host's record of what happened. It is shown and typed as `BOOK.NUMBER`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Cursor {
-    /// Which record: xmand begins a new one each time it starts.
+    /// Which record: xmand begins a new one each time it starts. The nil UUID means the oldest that a host still knows.
     pub book: Uuid,
     /// How many events were before.
     pub number: u64,

@@ -244,6 +244,10 @@ impl Follower<'_> {
                 (Some(Unheard::Enough), _) | (None, Ok(_)) => return Ok(()),
                 (None, Err(failure)) => failure,
             };
+            // Whoever pressed Ctrl-C has heard enough, whether the call or the follower learns of it first.
+            if self.setting.patience.interrupt.is_raised() {
+                return Ok(());
+            }
             let explanation = self.setting.explain(&failure, address);
             tried += 1;
             let is_last = !self.follow
