@@ -25,7 +25,6 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
 use tokio::{
     io::AsyncWriteExt,
     net::{UnixListener, UnixStream, unix::UCred},
@@ -34,7 +33,7 @@ use tokio::{
 };
 use uuid::Uuid;
 use xman_common::{
-    name::{DomainName, HostName},
+    name::HostName,
     protocol::{
         Code, DomainState, Fault, Item, JobRow, JobState, Migrate, MigrateIn, Permit, Progress,
         Reply, Settle, Settlement, Verb,
@@ -49,7 +48,7 @@ use crate::{
     hypervisor::{Route, Target, cause},
     jobs,
     peer::{self, Carrier, Peer},
-    store::StoreError,
+    store::{Departure, StoreError},
     work::Work,
 };
 
@@ -64,27 +63,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 const FOLDER: &str = "carry";
 /// The longest path of a socket, in bytes (unix(7)).
 const MAX_SOCKET: usize = 107;
-
-/// A guest that leaves, as the store keeps it until the destination has heard where it is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Departure {
-    /// The job.
-    pub(crate) job: Uuid,
-    /// The domain.
-    pub(crate) uuid: Uuid,
-    /// Its name.
-    pub(crate) name: DomainName,
-    /// The hypervisor that has it, as libvirt URI.
-    pub(crate) hypervisor: String,
-    /// Where to.
-    pub(crate) destination: HostName,
-    /// The destination's port.
-    pub(crate) port: u16,
-    /// The destination's permit.
-    pub(crate) permit: Permit,
-    /// Whether it ran when it left.
-    pub(crate) ran: bool,
-}
 
 /// Gives a permit to bring a domain here.
 pub(crate) fn permit(grant: &Grant, work: &Work, coming: MigrateIn) -> Outcome {

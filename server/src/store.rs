@@ -20,15 +20,17 @@ use std::{
 };
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 use xman_common::{
     codec,
+    name::{DomainName, HostName},
     protocol::{Code, Fault, JobRow, JobState, Permit, Reply},
 };
 use xman_policy::permit::Arrival;
 
-use crate::{ROOT, clock::now_ms, moving::Departure};
+use crate::{ROOT, clock::now_ms};
 
 /// The layout of the tables; an older one is brought up to date when it is opened, a newer one refused.
 const SCHEMA: u32 = 2;
@@ -61,6 +63,27 @@ pub(crate) enum Begun {
     Interrupted,
     /// The id stands for another request.
     OtherRequest,
+}
+
+/// A guest that leaves, kept until the destination has heard where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Departure {
+    /// The job.
+    pub(crate) job: Uuid,
+    /// The domain.
+    pub(crate) uuid: Uuid,
+    /// Its name.
+    pub(crate) name: DomainName,
+    /// The hypervisor that has it, as libvirt URI.
+    pub(crate) hypervisor: String,
+    /// Where to.
+    pub(crate) destination: HostName,
+    /// The destination's port.
+    pub(crate) port: u16,
+    /// The destination's permit.
+    pub(crate) permit: Permit,
+    /// Whether it ran when it left.
+    pub(crate) ran: bool,
 }
 
 /// Why the store did not do it.
