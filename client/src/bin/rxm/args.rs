@@ -215,7 +215,7 @@ Where the rows come from several hypervisors a column names the driver of each (
     stderr, with exit code 5, and hides nothing of the others; in JSON it is an object of host, hypervisor and error (code, message).
 
 JSON: host, name, uuid, hypervisor, id (null when off), state, reason, memory_kib, max_memory_kib, vcpus, max_vcpus, cpu_time_ns, \
-    autostart, persistent, saved (whether a saved memory waits for its next start), since_ms (since when it is in this state, milliseconds since 1970; null \
+    autostart, persistent, saved (whether a saved memory waits for its next start), since_ms (when this state began in milliseconds since 1970; null \
     where it was before xmand came to look), owners (a list), class (or null), labels (an object), metadata_trouble (why these three cannot be read; \
     usually empty), age_ms, stale."
     )]
