@@ -1,18 +1,24 @@
 //! A guest's memory goes to a disk and comes back, and a guest that was never there never runs.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::Write,
+    fs,
     path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
 use serde_json::{Value, json};
-use xman_tests::{Guest, Host, HostBuilder, Outcome, Records, User, eventually};
+use xman_tests::{
+    Guest, Host, HostBuilder, Outcome, Records, Signal, User, eventually, signal_pid,
+};
 
 use crate::authorization::{FAILED, Site};
 
-/// Longer than saving takes where every byte is compressed.
+/// Longer than anything takes here, also on a busy machine.
 const LONG: Duration = Duration::from_secs(120);
 
 /// What operators may not, whatever else lets them.
@@ -73,21 +79,6 @@ impl Site {
         folder.map(|entry| entry.unwrap().path()).collect()
     }
 
-    /// Makes libvirt compress what it saves, so that there is time to look at it: a minute or two by xz, seconds by gzip.
-    #[track_caller]
-    fn saves_slowly(&mut self, by: &str) {
-        let conf = self.libvirtd.cell().outside("/etc/libvirt/qemu.conf");
-        let mut conf = OpenOptions::new().append(true).open(conf).unwrap();
-        writeln!(conf, "save_image_format = \"{by}\"").unwrap();
-        self.libvirtd.stop();
-        self.libvirtd.start();
-        eventually("xmand is with libvirt again", LONG, || {
-            let rows = self.admin.rxm(&self.host, ["-o", "json", "list"]).json();
-            let rows = rows.as_array().filter(|rows| !rows.is_empty())?;
-            rows.iter().all(|row| row["stale"] == false).then_some(())
-        });
-    }
-
     /// Begins to save, and returns the job's id once libvirt is at it.
     #[track_caller]
     fn begins(&self, user: &User, words: &[&str]) -> String {
@@ -102,6 +93,55 @@ impl Site {
         });
         id
     }
+}
+
+/// A guest whose QEMU gets a twentieth of its time only, until this is dropped: long enough a save to look at. (libvirt's own way to make one long,
+/// compression, is none: version 9.0 may crash when a compressed save is given up.)
+struct Slowed {
+    is_wanted: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Slowed {
+    #[track_caller]
+    fn new(guest: &Guest) -> Self {
+        let pid = qemu_of(guest);
+        let is_wanted = Arc::new(AtomicBool::new(true));
+        let goes_on = Arc::clone(&is_wanted);
+        let thread = thread::spawn(move || {
+            while goes_on.load(Ordering::Relaxed) {
+                signal_pid(pid, Signal::STOP);
+                thread::sleep(Duration::from_millis(38));
+                signal_pid(pid, Signal::CONT);
+                thread::sleep(Duration::from_millis(2));
+            }
+        });
+        Self {
+            is_wanted,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Slowed {
+    fn drop(&mut self) {
+        self.is_wanted.store(false, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// The process id of a guest's QEMU, seen from outside of its cell.
+#[track_caller]
+fn qemu_of(guest: &Guest) -> u32 {
+    let uuid = guest.uuid().to_string();
+    let processes = fs::read_dir("/proc").unwrap();
+    let is_it = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        line.contains("qemu-system") && line.contains(&uuid)
+    };
+    let mut pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.find(is_it).expect("the guest runs")
 }
 
 #[test]
@@ -238,13 +278,14 @@ fn a_damaged_image_is_refused_and_nothing_of_it_runs() {
 #[test]
 fn a_save_that_is_given_up_leaves_the_guest_running() {
     let guest = Guest::booted("web");
-    let mut site = Site::with(&[&guest], |host| host.policy("jobs.cedar", JOBS));
-    site.saves_slowly("xz");
+    let site = Site::with(&[&guest], |host| host.policy("jobs.cedar", JOBS));
     site.does(&["owner", "web", "+alice@XMAN.TEST"]);
     let (alice, bob) = (site.user("alice"), site.user("bob"));
+    let slowed = Slowed::new(&guest);
     let job = site.begins(&alice, &["save", "web"]);
     bob.rxm(&site.host, ["job", "cancel", &job]).code(FAILED);
     alice.rxm(&site.host, ["job", "cancel", &job]).success();
+    drop(slowed);
     site.says(&alice, &["job", "wait", &job])
         .code(FAILED)
         .complains("runs on");
@@ -253,8 +294,10 @@ fn a_save_that_is_given_up_leaves_the_guest_running() {
     assert_eq!(site.shows("web")["saved"], false);
     assert!(!site.kept_image("web").exists());
 
+    let slowed = Slowed::new(&guest);
     let job = site.begins(&site.admin, &["save", "web", "--to", "slow"]);
     site.does(&["job", "cancel", &job]);
+    drop(slowed);
     site.says(&site.admin, &["job", "wait", &job]).code(FAILED);
     guest.keeps_counting();
     assert!(site.images(&site.admin).is_empty() && site.left().is_empty());
@@ -420,7 +463,7 @@ fn an_image_stays_where_it_cannot_be_restored() {
 #[test]
 fn a_disk_that_is_full_or_becomes_it_leaves_the_guest_running_and_no_half_image() {
     let guest = Guest::booted("web");
-    let mut site = Site::with(&[&guest], plain);
+    let site = Site::with(&[&guest], plain);
     let images = site.host.state_dir().join("images");
     let images = images.to_str().unwrap();
     let disk = |size: &str| {
@@ -442,11 +485,12 @@ fn a_disk_that_is_full_or_becomes_it_leaves_the_guest_running_and_no_half_image(
     guest.keeps_counting();
 
     disk("230m");
-    site.saves_slowly("xz");
+    let slowed = Slowed::new(&guest);
     let job = site.begins(&site.admin, &["save", "web", "--to", "big"]);
     let mut fill = site.libvirtd.cell().command("dd");
     fill.args(["if=/dev/zero", &format!("of={images}/full"), "bs=64k"]);
     xman_tests::run(fill, b"", LONG).code(1);
+    drop(slowed);
     site.says(&site.admin, &["job", "wait", &job])
         .code(FAILED)
         .complains("runs on");
@@ -463,7 +507,7 @@ fn a_disk_that_is_full_or_becomes_it_leaves_the_guest_running_and_no_half_image(
 fn a_half_image_that_xmand_lost_sight_of_is_never_listed_and_cleared_away() {
     let guest = Guest::booted("web");
     let mut site = Site::with(&[&guest], plain);
-    site.saves_slowly("xz");
+    let slowed = Slowed::new(&guest);
     site.begins(&site.admin, &["save", "web", "--to", "half"]);
     site.host.kill9();
     site.host.start();
@@ -472,6 +516,7 @@ fn a_half_image_that_xmand_lost_sight_of_is_never_listed_and_cleared_away() {
         .code(FAILED);
     assert_eq!(site.left().len(), 1, "libvirt still writes");
     site.libvirtd.virsh(&["domjobabort", "web"]).success();
+    drop(slowed);
     site.libvirtd.wait_state("web", "running");
     guest.keeps_counting();
     eventually("it is cleared away", LONG, || {
@@ -485,10 +530,11 @@ fn a_half_image_that_xmand_lost_sight_of_is_never_listed_and_cleared_away() {
 fn an_image_that_libvirt_finished_without_xmand_is_found_whole() {
     let guest = Guest::booted("web");
     let mut site = Site::with(&[&guest], plain);
-    site.saves_slowly("gzip");
+    let slowed = Slowed::new(&guest);
     site.begins(&site.admin, &["save", "web", "--to", "whole"]);
     site.host.kill9();
     assert!(site.left()[0].ends_with(".whole.part"), "too late to tell");
+    drop(slowed);
     eventually("libvirt has saved it", LONG, || {
         (site.libvirtd.state("web") == "shut off").then_some(())
     });
