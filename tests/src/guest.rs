@@ -210,6 +210,12 @@ impl Guest {
         });
     }
 
+    fn last_words(&self) -> String {
+        let said = self.said();
+        let lines: Vec<_> = said.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
     /// Requires that the guest goes on counting from where it was: it runs, and it was not started afresh.
     #[track_caller]
     pub fn keeps_counting(&self) {
@@ -219,8 +225,9 @@ impl Guest {
         });
         assert!(
             after > before,
-            "{} counts from {after} again, after {before}",
-            self.name
+            "{} counts from {after} again, after {before}; it said last:\n{}",
+            self.name,
+            self.last_words()
         );
     }
 

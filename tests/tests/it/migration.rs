@@ -1,8 +1,14 @@
 //! A running guest moves to another host and never misses a number; where it cannot, it stays at home.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use xman_tests::{Guest, Host, Hosts, Libvirtd, Realm, Records, User, eventually};
+
+/// Two emulated guests, four daemons and their channel are as much as two cores do at a time.
+static TURN: Mutex<()> = Mutex::new(());
 
 struct Site {
     alice: User,
@@ -10,6 +16,7 @@ struct Site {
     beta: Host,
     hosts: Hosts,
     realm: Realm,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Site {
@@ -27,6 +34,7 @@ impl Site {
 
     #[track_caller]
     fn of(pair: fn(&Realm) -> Hosts) -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let realm = Realm::new();
         let hosts = pair(&realm);
         let config = "[migration]\npeers = ['alpha', 'beta', '10.77.0.1', '10.77.0.2', '10.77.0.99']\nuri = 'qemu+tcp://{host}/system'";
@@ -44,6 +52,7 @@ impl Site {
             beta,
             hosts,
             realm,
+            _turn: turn,
         };
         for host in [&site.alpha, &site.beta] {
             eventually("xmand has reached libvirt", Duration::from_secs(30), || {
