@@ -441,6 +441,11 @@ fn twenty_journeys_with_a_mishap_on_each_and_never_two_that_run_nor_a_number_mis
         guest.missed_no_number();
         if !left {
             wait_listed(alice, from.host, "nomad", "running");
+            // What had arrived is removed; its xmand hears of that from libvirt.
+            eventually("it is not listed there", Duration::from_secs(30), || {
+                let rows = alice.rxm(to.host, ["-o", "json", "list"]);
+                (rows.is_success() && rows.json().as_array()?.is_empty()).then_some(())
+            });
             alice
                 .rxm_call(from.host, ["migrate", "nomad", &destination])
                 .limit(Duration::from_secs(120))
