@@ -155,7 +155,7 @@ pub fn load(path: &Path, account: u32) -> Result<List, Trouble> {
             .read_to_end(&mut bytes);
         read.map_err(|error| unreadable(path, &error))?;
         let after = examine(path, account, &file)?;
-        if before == after && bytes.len() as u64 == after.size {
+        if after.holds_the_same(&before) && bytes.len() as u64 == after.size {
             return Ok(List::parse(&bytes));
         }
     }
