@@ -5,49 +5,75 @@
 //! session: Room message  <-- once much of it was taken  <---------------------------'
 //! ```
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use xman_common::protocol::{INPUT_WINDOW, MAX_INPUT};
 
 /// So much is taken before the caller is told: a key a time needs no answer a time.
 const ROOM: u32 = INPUT_WINDOW / 4;
+/// Pieces are put together up to this length: a caller who sends byte by byte takes no more memory than another.
+const PIECE: usize = 4 * 1024;
 
 /// The session's end.
 #[derive(Debug)]
 pub(crate) struct Feed {
-    queue: Option<mpsc::UnboundedSender<Vec<u8>>>,
     /// What the caller may still send.
     window: u32,
-    taken: Arc<Taken>,
+    queue: Arc<Queue>,
 }
 
 /// The stream's end.
 #[derive(Debug)]
-pub(crate) struct Input {
-    queue: mpsc::UnboundedReceiver<Vec<u8>>,
-    taken: Arc<Taken>,
+pub(crate) struct Input(Arc<Queue>);
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    /// More waits, or the end has come.
+    more: Notify,
+    /// Bytes that were taken and of which the caller does not know yet.
+    taken: AtomicU32,
+    much: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Taken {
-    bytes: AtomicU32,
-    much: Notify,
+struct Waiting {
+    pieces: VecDeque<Vec<u8>>,
+    has_ended: bool,
 }
 
 /// Makes both ends.
 pub(crate) fn pair() -> (Feed, Input) {
-    let (sender, queue) = mpsc::unbounded_channel();
-    let taken = Arc::<Taken>::default();
+    let queue = Arc::<Queue>::default();
     let feed = Feed {
-        queue: Some(sender),
         window: INPUT_WINDOW,
-        taken: Arc::clone(&taken),
+        queue: Arc::clone(&queue),
     };
-    (feed, Input { queue, taken })
+    (feed, Input(queue))
+}
+
+impl Queue {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first piece that waits, and whether no other will come.
+    fn first(&self) -> (Option<Vec<u8>>, bool) {
+        let mut waiting = self.waiting();
+        (waiting.pieces.pop_front(), waiting.has_ended)
+    }
+
+    fn end(&self) {
+        self.waiting().has_ended = true;
+        self.more.notify_one();
+    }
 }
 
 impl Feed {
@@ -57,7 +83,7 @@ impl Feed {
     /// What the caller broke.
     pub(crate) fn put(&mut self, bytes: Vec<u8>) -> Result<(), &'static str> {
         if bytes.is_empty() {
-            self.queue = None;
+            self.queue.end();
             return Ok(());
         }
         if bytes.len() > MAX_INPUT {
@@ -67,32 +93,51 @@ impl Feed {
             .ok()
             .and_then(|length| self.window.checked_sub(length));
         self.window = left.ok_or("more input than there was room for")?;
-        let Some(queue) = &self.queue else {
+        let mut waiting = self.queue.waiting();
+        if waiting.has_ended {
             return Err("input after its end");
-        };
-        // A stream that has ended has no use for it.
-        let _ = queue.send(bytes);
+        }
+        match waiting.pieces.back_mut() {
+            Some(last) if last.len() + bytes.len() <= PIECE => last.extend(bytes),
+            Some(_) | None => waiting.pieces.push_back(bytes),
+        }
+        drop(waiting);
+        self.queue.more.notify_one();
         Ok(())
     }
 
     /// Waits until there is much room again, and gives it to the caller. Losing the future loses no room.
     pub(crate) async fn room(&mut self) -> u32 {
-        self.taken.much.notified().await;
-        let bytes = self.taken.bytes.swap(0, Ordering::AcqRel);
+        self.queue.much.notified().await;
+        let bytes = self.queue.taken.swap(0, Ordering::AcqRel);
         self.window = self.window.saturating_add(bytes);
         bytes
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.queue.end();
     }
 }
 
 impl Input {
     /// Waits for the next bytes; nothing where no more will come. Losing the future loses no byte.
     pub(crate) async fn next(&mut self) -> Option<Vec<u8>> {
-        let bytes = self.queue.recv().await?;
-        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        if self.taken.bytes.fetch_add(length, Ordering::AcqRel) + length >= ROOM {
-            self.taken.much.notify_one();
+        loop {
+            let (piece, has_ended) = self.0.first();
+            if let Some(bytes) = piece {
+                let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                if self.0.taken.fetch_add(length, Ordering::AcqRel) + length >= ROOM {
+                    self.0.much.notify_one();
+                }
+                return Some(bytes);
+            }
+            if has_ended {
+                return None;
+            }
+            self.0.more.notified().await;
         }
-        Some(bytes)
     }
 }
 
@@ -118,6 +163,19 @@ mod tests {
             feed.put(vec![7; MAX_INPUT]).unwrap();
         }
         assert!(feed.put(vec![7]).is_err());
+    }
+
+    #[tokio::test]
+    async fn byte_by_byte_is_put_together() {
+        let (mut feed, mut input) = pair();
+        for _ in 0..PIECE {
+            feed.put(vec![7]).unwrap();
+        }
+        feed.put(vec![8]).unwrap();
+        assert_eq!(input.next().await, Some(vec![7; PIECE]));
+        assert_eq!(input.next().await, Some(vec![8]));
+        drop(feed);
+        assert_eq!(input.next().await, None);
     }
 
     #[tokio::test]
