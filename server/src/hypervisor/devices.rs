@@ -42,6 +42,8 @@ use crate::{ROOT, config::Devices};
 const LOOK: Duration = Duration::from_millis(200);
 /// Left between the end of a wait and the caller's deadline, so that the answer arrives in time.
 const ANSWER_TIME: Duration = Duration::from_millis(300);
+/// How long a guest is waited for, whatever the deadline: the domain's lane and a thread wait with the caller.
+const LET_GO: Duration = Duration::from_secs(60);
 /// The most names that one kind of disk can have here: `vda` to `vdzz`.
 const MAX_NAMES: usize = 26 * 27;
 
@@ -416,6 +418,8 @@ struct DiskSeen {
     target: String,
     element: String,
     sources: Vec<(Place, Sharing)>,
+    /// Whether it is an image that may be based on others which are not shown, as in most definitions.
+    hides_backing: bool,
 }
 
 /// Where the bytes of a disk lie.
@@ -472,6 +476,10 @@ impl Hardware {
                     target: attribute(node, "target", "dev").unwrap_or_default(),
                     element: element(),
                     sources: sources_of(node),
+                    hides_backing: attribute(node, "driver", "type").as_deref() == Some("qcow2")
+                        && !node
+                            .descendants()
+                            .any(|node| node.has_tag_name("backingStore")),
                 });
             } else if node.has_tag_name("interface") {
                 let mac = attribute(node, "mac", "address").unwrap_or_default();
@@ -637,21 +645,23 @@ fn disks_in_use(call: &Call, hypervisor: usize, but: Option<Uuid>) -> Result<Vec
             let Some(xml) = shown(&domain, inactive).map_err(|error| call.fault(&error))? else {
                 continue;
             };
-            for (place, sharing) in Hardware::read(&xml)?
-                .disks
-                .into_iter()
-                .flat_map(|disk| disk.sources)
-            {
-                let Some(path) = path_of(&call.connection, place) else {
-                    continue;
-                };
-                let one = Used {
+            for disk in Hardware::read(&xml)?.disks {
+                let one = |path, sharing| Used {
                     hypervisor,
                     uuid,
                     path,
                     sharing,
                 };
-                used.push(one);
+                for (place, sharing) in disk.sources {
+                    let Some(path) = path_of(&call.connection, place) else {
+                        continue;
+                    };
+                    if disk.hides_backing {
+                        let behind = sources::behind(&path, DiskFormat::Qcow2);
+                        used.extend(behind.into_iter().map(|path| one(path, Sharing::BENEATH)));
+                    }
+                    used.push(one(path, sharing));
+                }
             }
         }
     }
@@ -794,6 +804,7 @@ fn release(
         return Err(fault(visit.call, &error));
     }
     let until = deadline.checked_sub(ANSWER_TIME).unwrap_or(deadline);
+    let until = until.min(began + LET_GO);
     loop {
         if !visit.ok(visit.domain.is_active())? {
             return Ok(());

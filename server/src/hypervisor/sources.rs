@@ -260,6 +260,19 @@ fn refused(what: String) -> Fault {
     Fault::new(Code::Refused, what)
 }
 
+/// Returns what an image is based on that some domain has already. What cannot be read is passed over: its domain does not start with it either.
+pub(super) fn behind(path: &str, format: DiskFormat) -> Vec<String> {
+    let mut behind: Vec<String> = Vec::new();
+    let mut above = Some((path.to_owned(), format));
+    while let Some((path, format)) = above
+        && behind.len() < MAX_BACKING
+    {
+        above = Id::at(&path).and_then(|id| beneath(&Layer { path, format, id }).ok()?);
+        behind.extend(above.iter().map(|(path, _)| path.clone()));
+    }
+    behind
+}
+
 /// Returns what an image is based on.
 fn beneath(layer: &Layer) -> Result<Option<(String, DiskFormat)>, Fault> {
     match layer.format {

@@ -407,6 +407,16 @@ fn an_image_brings_nothing_that_may_not_come() {
         &["attach", "disk", "shop", &format!("{IMAGES}/base.raw")],
         "two domains can have it only if",
     );
+    // One that is off would read it when it is started.
+    let other = site.image("other.raw");
+    let third = site.overlay("third", "other.raw", "raw");
+    site.does(&["attach", "disk", "shop", &third, "--format", "qcow2"]);
+    let shop = site.xml("shop", true);
+    assert!(!shop.contains("<backingStore"), "{shop}");
+    site.refuses(
+        &["attach", "disk", "db", &other],
+        "two domains can have it only if",
+    );
     fs::write(
         site.libvirtd.cell().outside("/var/lib/libvirt/foreign.raw"),
         "x",
