@@ -38,6 +38,8 @@ use crate::{
 
 /// Who looks at one console at a time; more are answered `Busy`. Everybody is told of everybody who comes.
 const MAX_VIEWERS: usize = 16;
+/// Of one person: nobody keeps the others out.
+const MAX_A_PERSON: usize = 4;
 /// Bytes of output that wait for one viewer: a guest that writes without end must not fill this machine's memory. What is more is dropped, and
 /// the viewer is told how much.
 const MAX_WAITING: usize = 256 * 1024;
@@ -344,6 +346,17 @@ impl Room {
                 format!(
                     "{MAX_VIEWERS} people look at this console already; come back when one has left"
                 ),
+            ));
+        }
+        let theirs = self
+            .viewers
+            .iter()
+            .filter(|viewer| viewer.principal == principal)
+            .count();
+        if theirs >= MAX_A_PERSON {
+            return Err(Fault::new(
+                Code::Busy,
+                format!("you look at this console {MAX_A_PERSON} times already; leave one of them"),
             ));
         }
         self.next += 1;
@@ -750,10 +763,21 @@ mod tests {
     }
 
     #[test]
+    fn nobody_takes_all_the_places_at_a_console() {
+        let (mut room, _guest) = room();
+        for _ in 0..MAX_A_PERSON {
+            join(&mut room, "bob", false);
+        }
+        let refused = room.join(name("bob"), true, Arc::default()).unwrap_err();
+        assert_eq!(refused.code, Code::Busy);
+        join(&mut room, "carol", false);
+    }
+
+    #[test]
     fn only_so_many_look_at_one_console() {
         let (mut room, _guest) = room();
-        for _ in 1..MAX_VIEWERS {
-            join(&mut room, "bob", false);
+        for number in 1..MAX_VIEWERS {
+            join(&mut room, &format!("bob{}", number / MAX_A_PERSON), false);
         }
         let refused = room.join(name("carol"), true, Arc::default()).unwrap_err();
         assert_eq!(refused.code, Code::Busy);

@@ -126,6 +126,12 @@ impl Images {
             let path = entry?.path();
             match images.left(&path) {
                 Left::Image => {}
+                // Somebody's memory is not thrown away for a note that a newer xmand wrote, or a disk that hiccups.
+                Left::Riddle(error) => tracing::error!(
+                    %error,
+                    "{} holds a guest's memory and no note that can be read; look at it, and remove it by hand",
+                    path.display()
+                ),
                 Left::Draft(draft) => drafts.push(draft),
                 Left::Rubbish => fs::remove_dir_all(&path)?,
             }
@@ -140,9 +146,14 @@ impl Images {
             return Left::Image;
         };
         let name = hidden.strip_suffix(PART).and_then(|name| name.parse().ok());
-        // The note is written before libvirt hears of the draft.
-        let (Some(name), Ok(note)) = (name, read_note(path)) else {
+        let Some(name) = name else {
             return Left::Rubbish;
+        };
+        // The note is written before libvirt hears of the draft.
+        let note = match read_note(path) {
+            Ok(note) => note,
+            Err(error) if memory_of(path).is_ok() => return Left::Riddle(error),
+            Err(_) => return Left::Rubbish,
         };
         match self.hold(&name) {
             Some(hold) => Left::Draft(Draft {
@@ -295,6 +306,7 @@ impl Images {
 enum Left {
     Image,
     Draft(Draft),
+    Riddle(io::Error),
     Rubbish,
 }
 
@@ -578,6 +590,18 @@ mod tests {
         drop(drafts);
         written(&images, "half").discard().unwrap();
         assert_eq!(entries(state.path()), 1);
+    }
+
+    #[test]
+    fn memory_with_a_note_that_cannot_be_read_is_left_alone() {
+        let state = tempfile::tempdir().unwrap();
+        let (images, _) = open(state.path());
+        drop(written(&images, "half"));
+        let folder = state.path().join("images/.half.part");
+        fs::write(folder.join(NOTE), "written-by = 'a newer one'").unwrap();
+        let (_, drafts) = open(state.path());
+        assert!(drafts.is_empty());
+        assert!(memory_of(&folder).is_ok());
     }
 
     #[test]
