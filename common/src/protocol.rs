@@ -283,7 +283,7 @@ verbs! {
     /// Stops a domain's virtual CPUs.
     14 "pause" Pause(OnDomain) Change;
     /// Lets a paused domain run on.
-    15 "unpause" Unpause(OnDomain) Change;
+    15 "unpause" Unpause(Unpause) Change;
     /// Sets a domain's memory.
     16 "mem-set" MemSet(MemSet) Change;
     /// Sets the number of a domain's virtual CPUs.
@@ -339,7 +339,7 @@ verbs! {
     /// Asks for a permit to bring a domain here from another host.
     42 "migrate-in" MigrateIn(MigrateIn) Read;
     /// libvirt's connection from the host that a domain comes from, by a permit.
-    43 "carry" Carry(OnPermit) Stream;
+    43 "carry" Carry(Carry) Stream;
     /// That host's word on where the domain is, by the same permit.
     44 "settle" Settle(Settle) Change;
 }
@@ -379,11 +379,11 @@ impl Request {
             Request::Restore(restore) => Some(&restore.domain),
             Request::Destroy(on)
             | Request::Pause(on)
-            | Request::Unpause(on)
             | Request::Save(on)
             | Request::DiscardSaved(on)
             | Request::Reset(on)
             | Request::MigrateAbort(on) => Some(&on.domain),
+            Request::Unpause(unpause) => Some(&unpause.domain),
             Request::SaveTo(save) => Some(&save.domain),
             Request::Autostart(autostart) => Some(&autostart.domain),
             Request::Rename(rename) => Some(&rename.domain),

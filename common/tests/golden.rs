@@ -20,14 +20,14 @@ use xman_common::{
     codec::{self, CodecError},
     name::{DomainName, DomainRef, HostName, Principal, Tag},
     protocol::{
-        About, Ask, Attach, Attached, Autostart, Call, CallHeader, Code, Console, ConsoleNews,
-        Create, Cursor, Define, Describe, Detach, Device, Disk, DiskFormat, Dmesg, DomainRow,
-        DomainState, Effect, EventRow, Events, Explain, ExplainOther, ExplainStep, Explanation,
-        Fault, FromCaller, FromHost, Gap, Happening, Hello, HostInfo, HypervisorInfo,
+        About, Ask, Attach, Attached, Autostart, Call, CallHeader, Carry, Code, Console,
+        ConsoleNews, Create, Cursor, Define, Describe, Detach, Device, Disk, DiskFormat, Dmesg,
+        DomainRow, DomainState, Effect, EventRow, Events, Explain, ExplainOther, ExplainStep,
+        Explanation, Fault, FromCaller, FromHost, Gap, Happening, Hello, HostInfo, HypervisorInfo,
         HypervisorTrouble, Identity, ImageRow, Images, Info, Interface, Item, JobList, JobRow,
         JobState, Link, List, MAX_PATTERN, MAX_PATTERNS, MAX_XML, MemSet, Metadata, Migrate,
-        MigrateIn, OnDomain, OnImage, OnJob, OnPermit, Permit, Progress, Rename, Reply, Request,
-        RestoreFrom, SaveTo, SetClass, SetLabels, SetOwners, Settle, Settlement, Start, Undefine,
+        MigrateIn, OnDomain, OnImage, OnJob, Permit, Progress, Rename, Reply, Request, RestoreFrom,
+        SaveTo, SetClass, SetLabels, SetOwners, Settle, Settlement, Start, Undefine, Unpause,
         VcpuSet, Verb, Way, Welcome, Whoami,
     },
     wire::MAX_SEALED,
@@ -96,10 +96,10 @@ fn arguments(request: &Request) -> Sample {
         Request::Events(arguments) => typed(request, arguments),
         Request::MigrateIn(arguments) => typed(request, arguments),
         Request::Carry(arguments) => typed(request, arguments),
+        Request::Unpause(arguments) => typed(request, arguments),
         Request::Settle(arguments) => typed(request, arguments),
         Request::Destroy(arguments)
         | Request::Pause(arguments)
-        | Request::Unpause(arguments)
         | Request::Save(arguments)
         | Request::DiscardSaved(arguments)
         | Request::Reset(arguments)
@@ -232,7 +232,10 @@ fn requests() -> Vec<Request> {
                 Request::Pause(OnDomain { domain: by_name() }),
             ]
         }
-        Verb::Unpause => vec![Request::Unpause(OnDomain { domain: by_uuid() })],
+        Verb::Unpause => vec![Request::Unpause(Unpause {
+            domain: by_uuid(),
+            force: true,
+        })],
         Verb::MemSet => {
             vec![Request::MemSet(MemSet {
                 domain: by_uuid(),
@@ -379,7 +382,11 @@ fn requests() -> Vec<Request> {
             source: "skirit80".parse().unwrap(),
             memory_kib: 2_097_152,
         })],
-        Verb::Carry => vec![Request::Carry(OnPermit { permit: permit() })],
+        Verb::Carry => vec![Request::Carry(Carry {
+            permit: permit(),
+            uuid: uuid(),
+            name: web(),
+        })],
         Verb::Settle => [Settlement::Run, Settlement::Keep, Settlement::Drop]
             .map(|settlement| {
                 Request::Settle(Settle {

@@ -248,7 +248,6 @@ fn arguments(request: &Request) -> String {
         | Request::JobList(_)
         | Request::Destroy(_)
         | Request::Pause(_)
-        | Request::Unpause(_)
         | Request::Save(_)
         | Request::DiscardSaved(_)
         | Request::Images(_)
@@ -281,6 +280,7 @@ fn arguments(request: &Request) -> String {
             flag("discard-saved", undefine.discard_saved).to_owned(),
             flag("discard-nvram", undefine.discard_nvram).to_owned(),
         ],
+        Request::Unpause(unpause) => vec![flag("force", unpause.force).to_owned()],
         Request::Start(start) | Request::Restore(start) => {
             vec![flag("paused", start.paused).to_owned()]
         }

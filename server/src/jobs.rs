@@ -37,6 +37,25 @@ pub(crate) struct Running {
     pub(crate) ended: watch::Receiver<Option<JobRow>>,
 }
 
+impl Running {
+    /// What libvirt does to its domain before it has begun is somebody else's work, and not to be given up for this one.
+    ///
+    /// # Errors
+    /// `Busy` where it still waits for its turn.
+    pub(crate) fn has_begun(&self) -> Result<(), Fault> {
+        if self.progress.borrow().is_some() {
+            return Ok(());
+        }
+        Err(Fault::new(
+            Code::Busy,
+            format!(
+                "the job waits for other work on '{}' and has not begun; ask again in a moment",
+                self.row.domain
+            ),
+        ))
+    }
+}
+
 /// The jobs of this process; those that have ended are in the store.
 #[derive(Debug, Default)]
 pub(crate) struct Jobs(Mutex<HashMap<Uuid, Running>>);

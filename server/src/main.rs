@@ -45,6 +45,7 @@ use sd_notify::NotifyState;
 use tokio::{
     runtime::Runtime,
     signal::unix::{Signal, SignalKind, signal},
+    sync::Notify,
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -128,6 +129,9 @@ struct Host {
     keys: Keys,
     policy: Chain,
     permits: Permits,
+    /// Rings whenever one of them is settled.
+    settled: Notify,
+    leaving: moving::Leaving,
     people: People,
     audit: Audit,
     store: Store,
@@ -303,6 +307,8 @@ async fn serve(config: Config) -> Result<ExitCode, String> {
         keys,
         policy: policy(&config)?,
         permits: Permits::default(),
+        settled: Notify::new(),
+        leaving: moving::Leaving::default(),
         people: People::new(config.authorization.unix_groups),
         audit: Audit::start(&config.syslog)
             .map_err(|error| format!("cannot start the audit log: {error}"))?,

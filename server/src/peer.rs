@@ -15,8 +15,8 @@ use xman_common::{
     gss::{GssError, Initiator, Step, own_ticket},
     name::HostName,
     protocol::{
-        Call, CallHeader, Code, Fault, FromCaller, FromHost, INPUT_WINDOW, Item, MAX_INPUT,
-        OnPermit, Permit, Reply, Request, Settle,
+        Call, CallHeader, Carry, Code, Fault, FromCaller, FromHost, INPUT_WINDOW, Item, MAX_INPUT,
+        Reply, Request, Settle,
     },
 };
 
@@ -70,27 +70,9 @@ impl Peer {
     /// # Errors
     /// The peer's; `Unavailable` where it did not answer.
     pub(crate) async fn settle(mut self, settle: Settle) -> Result<(), Fault> {
-        let (id, request) = (Uuid::new_v4(), Request::Settle(settle));
-        let word = async {
-            self.call(id, &request).await?;
-            loop {
-                match self.hear().await? {
-                    FromHost::Done { call, outcome } if call == id => return outcome.map(drop),
-                    FromHost::Closing(fault) => return Err(fault),
-                    FromHost::Welcome(_)
-                    | FromHost::Items { .. }
-                    | FromHost::Progress { .. }
-                    | FromHost::Done { .. }
-                    | FromHost::Alive
-                    | FromHost::Expiring { .. }
-                    | FromHost::Renewed { .. }
-                    | FromHost::Room { .. } => {}
-                }
-            }
-        };
-        match timeout(WORD_LIMIT, word).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(unreachable(&self.host, "it has not answered")),
+        match self.ask(Uuid::new_v4(), &Request::Settle(settle)).await? {
+            First::Done(outcome) => outcome,
+            First::Items => Err(unreachable(&self.host, "it answered something else")),
         }
     }
 
@@ -98,30 +80,16 @@ impl Peer {
     ///
     /// # Errors
     /// The peer's; `Unavailable` where it did not answer.
-    pub(crate) async fn carry(mut self, permit: Permit) -> Result<Carrier, Fault> {
+    pub(crate) async fn carry(mut self, carry: Carry) -> Result<Carrier, Fault> {
         let id = Uuid::new_v4();
-        let request = Request::Carry(OnPermit { permit });
-        let stands = async {
-            self.call(id, &request).await?;
-            loop {
-                match self.hear().await? {
-                    FromHost::Items { call, .. } if call == id => return Ok(()),
-                    FromHost::Done { call, outcome } if call == id => return Err(early(outcome)),
-                    FromHost::Closing(fault) => return Err(fault),
-                    FromHost::Welcome(_)
-                    | FromHost::Items { .. }
-                    | FromHost::Progress { .. }
-                    | FromHost::Done { .. }
-                    | FromHost::Alive
-                    | FromHost::Expiring { .. }
-                    | FromHost::Renewed { .. }
-                    | FromHost::Room { .. } => {}
-                }
+        let asked = self.ask(id, &Request::Carry(carry)).await;
+        match asked {
+            Ok(First::Items) => {}
+            Ok(First::Done(Ok(()))) => {
+                return Err(unreachable(&self.host, "it ended the connection"));
             }
-        };
-        match timeout(WORD_LIMIT, stands).await {
-            Ok(stands) => stands.map_err(|fault| self.about_the_permit(fault))?,
-            Err(_) => return Err(unreachable(&self.host, "it has not answered")),
+            Ok(First::Done(Err(fault))) => return Err(self.about_the_permit(fault)),
+            Err(fault) => return Err(fault),
         }
         Ok(Carrier {
             peer: self,
@@ -145,6 +113,34 @@ impl Peer {
         Fault {
             message: format!("{host}: {}", fault.message),
             ..fault
+        }
+    }
+
+    /// Makes a call and waits for the first that comes of it.
+    async fn ask(&mut self, id: Uuid, request: &Request) -> Result<First, Fault> {
+        let first = async {
+            self.call(id, request).await?;
+            loop {
+                match self.hear().await? {
+                    FromHost::Items { call, .. } if call == id => return Ok(First::Items),
+                    FromHost::Done { call, outcome } if call == id => {
+                        return Ok(First::Done(outcome.map(drop)));
+                    }
+                    FromHost::Closing(fault) => return Err(fault),
+                    FromHost::Welcome(_)
+                    | FromHost::Items { .. }
+                    | FromHost::Progress { .. }
+                    | FromHost::Done { .. }
+                    | FromHost::Alive
+                    | FromHost::Expiring { .. }
+                    | FromHost::Renewed { .. }
+                    | FromHost::Room { .. } => {}
+                }
+            }
+        };
+        match timeout(WORD_LIMIT, first).await {
+            Ok(first) => first,
+            Err(_) => Err(unreachable(&self.host, "it has not answered")),
         }
     }
 
@@ -176,6 +172,12 @@ impl Peer {
             Err(error) => Err(unreachable(&self.host, &error.to_string())),
         }
     }
+}
+
+/// What comes first of a call.
+enum First {
+    Items,
+    Done(Result<(), Fault>),
 }
 
 /// libvirt's connection to the peer's libvirt, which stands and carries nothing yet.
@@ -361,13 +363,6 @@ pub(crate) async fn read(stream: &mut (impl AsyncReadExt + Unpin)) -> std::io::R
     let mut piece = Vec::with_capacity(MAX_INPUT);
     stream.take(MAX_INPUT as u64).read_buf(&mut piece).await?;
     Ok(piece)
-}
-
-fn early(outcome: Outcome) -> Fault {
-    match outcome {
-        Ok(_) => Fault::new(Code::Refused, "the destination ended the connection"),
-        Err(fault) => fault,
-    }
 }
 
 fn explained(error: &ChannelError) -> String {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use xman_common::protocol::{Ask, Code, Fault, Item, Reply, Request, Verb, Way};
+use xman_common::protocol::{Ask, Code, Fault, Item, Reply, Request, Unpause, Verb, Way};
 use xman_policy::{Action, Grant};
 
 use crate::{
@@ -114,11 +114,12 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
             .pause(work.target(Verb::Pause)?, deadline)
             .await
             .map(Reply::Domain),
-        Request::Unpause(_) => {
-            let target = work.target(Verb::Unpause)?;
-            moving::may_run(&host, target.facts.uuid)?;
+        Request::Unpause(Unpause { force, .. }) => {
+            if force && let Some(facts) = &work.facts {
+                moving::claim(&host, facts.uuid).await?;
+            }
             hypervisors
-                .unpause(target, deadline)
+                .unpause(work.target_by(Verb::Unpause, force)?, deadline)
                 .await
                 .map(Reply::Domain)
         }
@@ -145,8 +146,12 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
                 let uri = uri.ok_or_else(|| moving::no_peer(there))?;
                 let detail = format!("to {there}, direct");
                 let (bandwidth, downtime) = (migrate.bandwidth, migrate.downtime_ms);
-                let moving = |target, progress| {
-                    hypervisors.migrate(target, Route::Direct(uri), bandwidth, downtime, progress)
+                let moving = |target, progress| async move {
+                    let departing = hypervisors.depart(target).await?;
+                    let route = Route::Direct(uri);
+                    hypervisors
+                        .migrate(departing, route, bandwidth, downtime, progress)
+                        .await
                 };
                 jobs::begin(&work, Verb::Migrate, detail, moving)
                     .await
@@ -176,6 +181,7 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
         Request::JobWait(on) => jobs::follow(&grant, on.job, &work).await.map(Reply::Job),
         Request::JobCancel(on) => match host.jobs.find(on.job) {
             Some(job) if jobs::may_see(&grant, &work, Verb::JobCancel, &job.row) => {
+                job.has_begun()?;
                 let target = Target {
                     // A job is its beginner's, whatever has become of the domain since.
                     judge: if jobs::is_beginner(&work, &job.row) {
@@ -291,19 +297,20 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
             .map(Reply::Domain),
         Request::Console(asked) => console::attend(&asked, work).await,
         Request::Events(asked) => events::follow(&asked, &work).await,
-        Request::MigrateIn(coming) => moving::permit(&grant, &work, coming),
-        Request::Carry(on) => moving::carry(work, on.permit).await,
+        Request::MigrateIn(coming) => moving::permit(&grant, &work, coming).await,
+        Request::Carry(carry) => moving::carry(work, carry).await,
         Request::Settle(settle) => moving::settle(&work, settle).await,
     }
 }
 
-/// Whether a request pulls the plug or resets, which takes the right to `destroy` beside that to its verb.
+/// Whether a request pulls the plug, resets, or takes a domain from a host that is lost, which takes the right to `destroy` beside that to its verb.
 pub(crate) fn is_forced(request: &Request) -> bool {
     matches!(
         request,
         Request::Reboot(Ask { force: true, .. })
             | Request::Shutdown(Ask { force: true, .. })
             | Request::Reset(_)
+            | Request::Unpause(Unpause { force: true, .. })
     )
 }
 

@@ -9,7 +9,7 @@ use std::{
 use tokio::{task::block_in_place, time::sleep};
 use xman_common::{
     name::{DomainRef, Principal},
-    protocol::{Code, DomainRow, ExplainStep, Explanation, Fault, OnPermit, Request, Settle, Verb},
+    protocol::{Code, DomainRow, ExplainStep, Explanation, Fault, Request, Settle, Verb},
 };
 use xman_policy::{Action, DomainFacts, Person, Query, Subject, Verdict};
 
@@ -44,8 +44,8 @@ impl Host {
     /// Answers what a call asks for: by the rules, or where another host shows a permit for it, by that.
     pub(crate) fn judge(&self, caller: &Caller, request: &Request, on: Subject<'_>) -> Verdict {
         let (realm, peer) = (caller.called.realm(), &caller.proven.principal);
-        if let Request::Carry(OnPermit { permit }) = request {
-            self.permits.carry(permit, realm, peer, Instant::now())
+        if let Request::Carry(carry) = request {
+            self.permits.carry(carry, realm, peer, Instant::now())
         } else if let Request::Settle(Settle { permit, .. }) = request {
             self.permits.settle(permit, realm, peer)
         } else {

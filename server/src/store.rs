@@ -26,7 +26,7 @@ use uuid::Uuid;
 use xman_common::{
     codec,
     name::{DomainName, HostName},
-    protocol::{Code, Fault, JobRow, JobState, Permit, Reply},
+    protocol::{Code, Fault, JobRow, JobState, Permit, Reply, Settlement},
 };
 use xman_policy::permit::Arrival;
 
@@ -84,6 +84,8 @@ pub(crate) struct Departure {
     pub(crate) permit: Permit,
     /// Whether it ran when it left.
     pub(crate) ran: bool,
+    /// What the destination is to hear, once that is decided.
+    pub(crate) word: Option<Settlement>,
 }
 
 /// Why the store did not do it.
@@ -325,7 +327,7 @@ impl Store {
             connection
                 .prepare_cached("UPDATE arrivals SET settled_ms = ?2 WHERE permit = ?1")?
                 .execute(params![permit, stamp()])?;
-            Ok(())
+            forget_arrivals(connection)
         })
         .await
     }
@@ -353,7 +355,7 @@ impl Store {
         .await
     }
 
-    /// Writes down that a domain may leave, before any of it does.
+    /// Writes down that a domain may leave, before any of it does, and what the word on it is, before that is given.
     pub(crate) async fn put_departure(&self, departure: &Departure) -> Result<(), StoreError> {
         let (job, row) = (departure.job, codec::encode(departure).unwrap_or_default());
         self.order(move |connection| {
@@ -513,6 +515,13 @@ fn forget(connection: &Connection, key: &CallKey) -> Result<(), rusqlite::Error>
     Ok(())
 }
 
+fn forget_arrivals(connection: &Connection) -> Result<(), rusqlite::Error> {
+    connection
+        .prepare_cached("DELETE FROM arrivals WHERE settled_ms < ?1")?
+        .execute([stamp().saturating_sub(memory_ms())])?;
+    Ok(())
+}
+
 /// Makes the folder where it is missing, and locks it until the process ends, however it ends.
 fn own(directory: &Path) -> Result<File, StoreError> {
     let file = |source| StoreError::File {
@@ -564,10 +573,7 @@ fn connect(directory: &Path) -> Result<Connection, StoreError> {
              COMMIT;",
         )?;
     }
-    connection.execute(
-        "DELETE FROM arrivals WHERE settled_ms < ?1",
-        [stamp().saturating_sub(memory_ms())],
-    )?;
+    forget_arrivals(&connection)?;
     // Nothing is under way yet: these were interrupted, and had their day.
     connection.execute(
         "DELETE FROM calls WHERE began_ms < ?1 AND ended_ms IS NULL",

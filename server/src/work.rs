@@ -15,6 +15,7 @@ use crate::{
     caller::{Caller, Outcome, Piece},
     hypervisor::{Eyes, Facts, Judge, NewDomain, Target, XmlJudge},
     input::Input,
+    moving,
 };
 
 /// Bytes of text in one frame.
@@ -38,10 +39,13 @@ impl Work {
     /// The domain that was judged, with the question to ask again in its lane if it is no longer what it was.
     pub(crate) fn target(&self, verb: Verb) -> Result<Target, Fault> {
         match &self.facts {
-            Some(facts) => Ok(Target {
-                facts: facts.clone(),
-                judge: self.judge(verb),
-            }),
+            Some(facts) => {
+                moving::may(&self.host, verb, facts.uuid)?;
+                Ok(Target {
+                    facts: facts.clone(),
+                    judge: self.judge(verb),
+                })
+            }
             None => Err(Fault::new(
                 Code::Internal,
                 "a verb on a domain came without one",
@@ -82,7 +86,10 @@ impl Work {
 
     pub(crate) fn judge(&self, verb: Verb) -> Judge {
         let (host, caller) = (Arc::clone(&self.host), self.caller.clone());
-        Arc::new(move |facts| ask_again(&host, &caller, verb, Subject::Domain(facts.into())))
+        Arc::new(move |facts| {
+            ask_again(&host, &caller, verb, Subject::Domain(facts.into()))?;
+            moving::may(&host, verb, facts.uuid)
+        })
     }
 
     pub(crate) fn xml_judge(&self, verb: Verb) -> XmlJudge {
@@ -95,6 +102,7 @@ impl Work {
             ask_again(&host, &caller, verb, made)?;
             if let Some(facts) = existing {
                 ask_again(&host, &caller, verb, Subject::Domain(facts.into()))?;
+                moving::may(&host, verb, facts.uuid)?;
                 return Ok(None);
             }
             let owns = matches!(host.may(&caller, Action::Own, made), Verdict::Allow(_));

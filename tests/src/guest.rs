@@ -22,6 +22,7 @@ pub struct Guest {
     max_vcpus: u32,
     boots: bool,
     has_login: bool,
+    travels: bool,
     extra: String,
     scratch: Scratch,
 }
@@ -39,6 +40,7 @@ impl Guest {
             max_vcpus: 1,
             boots: false,
             has_login: false,
+            travels: false,
             extra: String::new(),
             scratch: Scratch::new("guest"),
         }
@@ -63,6 +65,19 @@ impl Guest {
     pub fn with_login(name: &str) -> Self {
         Self {
             has_login: true,
+            ..Self::booted(name)
+        }
+    }
+
+    /// Returns a guest that boots and may be moved while it runs: 128 MiB and 8 KiB.
+    ///
+    /// QEMU before 9.0 forgets what an emulated guest writes while it is moved: where a block of memory is a multiple of 256 KiB, it clears the
+    /// marks of written pages and lets the emulation go on writing without setting them again. Of ten such moves under load two lost
+    /// the guest, without libvirt and xman; of a hundred with a block of another size, none. libvirt rounds sizes, hence the arguments.
+    #[must_use]
+    pub fn traveller(name: &str) -> Self {
+        Self {
+            travels: true,
             ..Self::booted(name)
         }
     }
@@ -128,8 +143,9 @@ impl Guest {
         } else {
             ("", "")
         };
+        let (namespace, arguments) = if self.travels { ODD } else { ("", "") };
         format!(
-            "<domain type='qemu'>
+            "<domain type='qemu'{namespace}>
   <name>{name}</name>
   <uuid>{uuid}</uuid>
   {extra}
@@ -153,6 +169,7 @@ impl Guest {
     <console type='pty'><target type='serial' port='0'/></console>
     <memballoon model='virtio'><stats period='1'/></memballoon>
   </devices>
+  {arguments}
 </domain>
 "
         )
@@ -231,6 +248,16 @@ impl Guest {
         );
     }
 
+    /// Requires that the guest was started afresh and counts.
+    #[track_caller]
+    pub fn keeps_counting_anew(&self) {
+        let what = format!("{} counts from one again", self.name);
+        eventually(&what, PATIENCE, || {
+            (self.said().matches("count 1\r").count() > 1).then_some(())
+        });
+        self.keeps_counting();
+    }
+
     /// Requires that the guest has counted from one on without missing a number or counting one twice.
     #[track_caller]
     pub fn missed_no_number(&self) {
@@ -256,6 +283,16 @@ impl Guest {
         );
     }
 }
+
+/// Memory of an odd size.
+const ODD: (&str, &str) = (
+    " xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'",
+    "<qemu:commandline>
+    <qemu:arg value='-object'/><qemu:arg value='memory-backend-ram,id=odd,size=134225920'/>
+    <qemu:arg value='-machine'/><qemu:arg value='memory-backend=odd'/>
+    <qemu:arg value='-m'/><qemu:arg value='131080k'/>
+  </qemu:commandline>",
+);
 
 /// Returns the folder for what is costly to make and the same for every test.
 pub(crate) fn lab_cache() -> PathBuf {

@@ -195,6 +195,13 @@ impl Libvirtd {
         format!("{driver}+unix:///system?socket={}", socket.display())
     }
 
+    /// Returns what QEMU and libvirt have written to a guest's log.
+    #[must_use]
+    pub fn log_of(&self, name: &str) -> String {
+        let log = format!("/var/log/libvirt/qemu/{name}.log");
+        fs::read_to_string(self.cell.outside(&log)).unwrap_or_default()
+    }
+
     /// Returns the cell.
     #[must_use]
     pub fn cell(&self) -> &Cell {

@@ -98,7 +98,7 @@ ARGUMENTS = {
     "reboot": m.Reboot(DOMAIN, True, False),
     "shutdown": m.Reboot(DOMAIN, False, True),
     "pause": m.OneDomain(DOMAIN),
-    "unpause": m.OneDomain("web1"),
+    "unpause": m.Unpause("web1", True),
     "mem-set": m.MemSet(DOMAIN, 1024, True),
     "vcpu-set": m.VcpuSet(DOMAIN, 4, False, True),
     "migrate": m.Migrate(DOMAIN, "beta.ex.org", 100, None, m.Channel(9626, PERMIT)),
@@ -126,7 +126,7 @@ ARGUMENTS = {
     "console": m.OpenConsole(DOMAIN, True),
     "events": m.Events((), CURSOR, True),
     "migrate-in": m.MigrateIn(DOMAIN, "web1", "alpha.ex.org", 4096),
-    "carry": m.Carry(PERMIT),
+    "carry": m.Carry(PERMIT, DOMAIN, "web1"),
     "settle": m.Settle(PERMIT, m.Settlement.DROP),
 }
 OUTGOING = (

@@ -150,7 +150,7 @@ class Client:
 
     def unpause(self, domain: m.Domain, *, id: Optional[UUID] = None, timeout: Optional[float] = None) -> m.DomainRow:
         """Lets a domain's virtual CPUs run again. The id makes it one change, however often it is sent."""
-        answer = self.call("unpause", m.OneDomain(_named(domain)), id=id, timeout=timeout)
+        answer = self.call("unpause", m.Unpause(_named(domain)), id=id, timeout=timeout)
         return _only(m.DomainRow, answer.reply)
 
     def events(

@@ -738,6 +738,12 @@ class Detach:
 
 
 @dataclass(frozen=True)
+class Unpause:
+    domain: Domain = of(DOMAIN)
+    force: bool = of(BOOL, False)
+
+
+@dataclass(frozen=True)
 class OpenConsole:
     domain: Domain = of(DOMAIN)
     force: bool = of(BOOL, False)
@@ -761,6 +767,8 @@ class MigrateIn:
 @dataclass(frozen=True)
 class Carry:
     permit: Permit = of(PERMIT)
+    uuid: UUID = of(ID)
+    name: str = of(DOMAIN_NAME)
 
 
 class Settlement(enum.IntEnum):
@@ -814,7 +822,7 @@ def _verbs() -> Dict[str, Verb]:
         (12, "reboot", change, Reboot),
         (13, "shutdown", change, Reboot),
         (14, "pause", change, OneDomain),
-        (15, "unpause", change, OneDomain),
+        (15, "unpause", change, Unpause),
         (16, "mem-set", change, MemSet),
         (17, "vcpu-set", change, VcpuSet),
         (18, "migrate", job, Migrate),

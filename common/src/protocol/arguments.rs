@@ -94,6 +94,15 @@ pub struct OnDomain {
     pub domain: DomainRef,
 }
 
+/// Arguments of `unpause`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpause {
+    /// The domain.
+    pub domain: DomainRef,
+    /// Also where the other host of its last journey has not said that it does not run there: whoever asks knows that that host is lost.
+    pub force: bool,
+}
+
 /// Arguments of `shutdown` and `reboot`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {
@@ -185,9 +194,13 @@ pub struct MigrateIn {
 
 /// Arguments of `carry`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OnPermit {
+pub struct Carry {
     /// What `migrate-in` gave.
     pub permit: Permit,
+    /// The domain that really comes,
+    pub uuid: Uuid,
+    /// and its name.
+    pub name: DomainName,
 }
 
 /// Arguments of `settle`.

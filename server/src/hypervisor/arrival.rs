@@ -22,6 +22,7 @@ use super::{
     lanes::Key,
     progress::is_under_way,
     readings,
+    verbs::undefine,
 };
 
 impl Hypervisors {
@@ -58,6 +59,53 @@ impl Hypervisors {
         ))
     }
 
+    /// Asks libvirt whether it has neither a domain of this identity nor one of this name.
+    ///
+    /// # Errors
+    /// `Conflict` where it has, `Unavailable` where libvirt does not say.
+    pub(crate) async fn is_absent(
+        &self,
+        uri: &str,
+        uuid: Uuid,
+        name: &DomainName,
+        deadline: Instant,
+    ) -> Result<(), Fault> {
+        if let Some(there) = self.in_the_way(uuid, name) {
+            self.look_again(&there, deadline).await?;
+        }
+        let there = self.in_the_way(uuid, name).map(|there| there.name);
+        let (hypervisor, name) = (self.chosen(Some(uri))?, name.clone());
+        let look = move |call: &Call| {
+            let found = found(call, uuid)?.map(|_| name);
+            match found.or(there) {
+                None => Ok(()),
+                Some(name) => Err(Fault::new(
+                    Code::Conflict,
+                    format!("the destination has '{name}' already"),
+                )),
+            }
+        };
+        hypervisor
+            .run(Class::Read, Vec::new(), Some(deadline), look)
+            .await
+    }
+
+    /// Asks libvirt whether it has a domain.
+    ///
+    /// # Errors
+    /// `NotFound` where it has not, `Unavailable` where it does not say.
+    pub(crate) async fn is_here(
+        &self,
+        uri: &str,
+        uuid: Uuid,
+        deadline: Instant,
+    ) -> Result<(), Fault> {
+        let look = move |call: &Call| found(call, uuid)?.map(drop).ok_or_else(faults::vanished);
+        self.chosen(Some(uri))?
+            .run(Class::Read, Vec::new(), Some(deadline), look)
+            .await
+    }
+
     /// Lets a domain run that has arrived.
     ///
     /// # Errors
@@ -90,10 +138,11 @@ impl Hypervisors {
         .await
     }
 
-    /// Removes what has arrived of a domain that is still where it came from.
+    /// Removes what has arrived of a domain that is still where it came from. Its firmware's variables stay: on a shared file system they are the
+    /// same file on both hosts.
     ///
     /// # Errors
-    /// `Busy` where it is still arriving, `Conflict` where it runs: then somebody has let it.
+    /// `Busy` where it is still arriving, `Conflict` where it is not as it arrived: then it is somebody's.
     pub(crate) async fn drop_arrived(
         &self,
         uri: &str,
@@ -105,100 +154,105 @@ impl Hypervisors {
                 return Ok(());
             };
             let failed = |error| call.fault(&error);
-            match state {
-                DomainState::Off | DomainState::Crashed => {}
-                DomainState::Paused => {
-                    call.begin()?;
-                    domain.destroy().map_err(failed)?;
-                }
-                DomainState::Running
-                | DomainState::Blocked
-                | DomainState::ShuttingDown
-                | DomainState::Sleeping
-                | DomainState::Unknown => {
-                    return Err(Fault::new(
-                        Code::Conflict,
-                        format!(
-                            "it is {state} at the destination as well: somebody has let it run there, so look at both hosts"
-                        ),
-                    ));
-                }
+            if state != DomainState::Paused {
+                return Err(Fault::new(
+                    Code::Conflict,
+                    format!("it is {state} at the destination as well, which is not how it arrived: look at both hosts"),
+                ));
             }
-            match readings::find(&call.connection, uuid).map_err(failed)? {
-                Some(left) => {
-                    call.begin()?;
-                    left.undefine_flags(sys::VIR_DOMAIN_UNDEFINE_NVRAM)
-                        .map_err(failed)
-                }
-                None => Ok(()),
+            call.begin()?;
+            // In this order nothing that could be taken for somebody's own definition is ever left behind.
+            if domain.is_persistent().map_err(failed)? {
+                undefine(&domain, false, false).map_err(failed)?;
             }
+            domain.destroy().map_err(failed)
         })
         .await
     }
 
-    /// Returns the state in which libvirt has a domain now; nothing where it has none.
+    /// Removes the definition of a domain that runs on another host by now.
     ///
     /// # Errors
-    /// `Unavailable` where libvirt does not say.
-    pub(crate) async fn whereabouts(
+    /// `Busy` while libvirt still works on it, `Unavailable` where libvirt does not say.
+    pub(crate) async fn undefine_departed(
         &self,
         uri: &str,
         uuid: Uuid,
         deadline: Instant,
+    ) -> Result<(), Fault> {
+        self.settle(uri, uuid, deadline, move |call, found| match found {
+            Some((domain, DomainState::Off)) => {
+                call.begin()?;
+                undefine(&domain, false, false).map_err(|error| call.fault(&error))
+            }
+            Some(_) | None => Ok(()),
+        })
+        .await
+    }
+
+    /// Returns the state in which a domain is left once nothing is done with it any more; nothing where libvirt has none. With `ran`, one that
+    /// stands still only because it was on its way is let go on first.
+    ///
+    /// # Errors
+    /// `Busy` while libvirt still works on it, which can be the last step of its way; `Unavailable` where libvirt does not say.
+    pub(crate) async fn come_to_rest(
+        &self,
+        uri: &str,
+        uuid: Uuid,
+        ran: bool,
+        deadline: Instant,
     ) -> Result<Option<DomainState>, Fault> {
-        let hypervisor = self.chosen(Some(uri))?;
-        let look = move |call: &Call| Ok(found(call, uuid)?.map(|(_, state)| state));
+        self.settle(uri, uuid, deadline, move |call, found| {
+            let Some((domain, state)) = found else {
+                return Ok(None);
+            };
+            if !ran || state != DomainState::Paused || !stands_still(&domain) {
+                return Ok(Some(state));
+            }
+            call.begin()?;
+            domain.resume().map_err(|error| call.fault(&error))?;
+            Ok(Some(DomainState::Running))
+        })
+        .await
+    }
+
+    /// Brings memory up to date with what libvirt has of a domain.
+    ///
+    /// # Errors
+    /// `Unavailable` where libvirt does not say.
+    pub(crate) async fn look_again(&self, facts: &Facts, deadline: Instant) -> Result<(), Fault> {
+        let hypervisor = self.by_index(facts.hypervisor)?;
+        let (host, uuid) = (Arc::clone(&hypervisor), facts.uuid);
+        let look = move |call: &Call| {
+            see(call, &host, uuid);
+            Ok(())
+        };
         hypervisor
             .run(Class::Read, Vec::new(), Some(deadline), look)
             .await
     }
 
-    /// Returns as [`whereabouts`](Self::whereabouts) does; a domain that stands still only because it was on its way is let go on first.
-    ///
-    /// # Errors
-    /// `Unavailable` where libvirt does not say.
-    pub(crate) async fn go_on(
+    /// Works on a domain in its lane, once libvirt has nothing under way with it.
+    async fn settle<T: Send + 'static>(
         &self,
         uri: &str,
         uuid: Uuid,
         deadline: Instant,
-    ) -> Result<Option<DomainState>, Fault> {
-        let hypervisor = self.chosen(Some(uri))?;
-        let lane = hypervisor.lanes.take(Key::Domain(uuid), deadline).await?;
-        let host = Arc::clone(&hypervisor);
-        let work = move |call: &Call| {
-            let Some((domain, state)) = found(call, uuid)? else {
-                return Ok(None);
-            };
-            if state != DomainState::Paused || !stands_still(&domain) {
-                return Ok(Some(state));
-            }
-            call.begin()?;
-            domain.resume().map_err(|error| call.fault(&error))?;
-            see(call, &host, uuid);
-            Ok(found(call, uuid)?.map(|(_, state)| state))
-        };
-        hypervisor
-            .run(Class::Change, vec![lane], Some(deadline), work)
-            .await
-    }
-
-    async fn settle(
-        &self,
-        uri: &str,
-        uuid: Uuid,
-        deadline: Instant,
-        work: impl FnOnce(&Call, Option<(Domain, DomainState)>) -> Result<(), Fault> + Send + 'static,
-    ) -> Result<(), Fault> {
+        work: impl FnOnce(&Call, Option<(Domain, DomainState)>) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
         let hypervisor = self.chosen(Some(uri))?;
         let lane = hypervisor.lanes.take(Key::Domain(uuid), deadline).await?;
         let host = Arc::clone(&hypervisor);
         let work = move |call: &Call| {
             let found = found(call, uuid)?;
-            if let Some((domain, _)) = &found
-                && ffi::job(domain).is_ok_and(|job| is_under_way(&job))
+            if let Some((domain, state)) = &found
+                && state.is_active()
+                && is_worked_on(domain)
             {
-                return Err(Fault::new(Code::Busy, "it is still arriving"));
+                return Err(Fault {
+                    retry: true,
+                    ..Fault::new(Code::Busy, "libvirt is still at work on it")
+                });
             }
             let settled = work(call, found);
             see(call, &host, uuid);
@@ -217,6 +271,14 @@ fn found(call: &Call, uuid: Uuid) -> Result<Option<(Domain, DomainState)>, Fault
     };
     let state = readings::state(&domain).map_err(failed)?;
     Ok(Some((domain, state)))
+}
+
+/// Whether libvirt has not done with it. What is still arriving has no statistics: libvirt says so by an error.
+fn is_worked_on(domain: &Domain) -> bool {
+    match ffi::job(domain) {
+        Ok(job) => is_under_way(&job),
+        Err(error) => error.code().to_raw() != sys::VIR_ERR_NO_SUPPORT,
+    }
 }
 
 /// Whether a paused domain was stopped by its migration, and not by somebody or by its disk.

@@ -19,10 +19,10 @@ use xman_common::{
 };
 
 use super::{
-    Hypervisors, Target,
+    Facts, Hypervisors, Target,
     connections::{Call, Class, Hypervisor},
     faults,
-    lanes::Key,
+    lanes::{Held, Key},
     progress,
     sense::{Act, sense},
     verbs::Visit,
@@ -46,7 +46,7 @@ pub(crate) enum Route {
 }
 
 impl Route {
-    /// Returns the way that a libvirt at `own` takes.
+    /// Returns the URI that a libvirt at `own` dials, and whether the guest waits there.
     fn of(self, own: &str) -> Result<Way, Fault> {
         match self {
             Self::Direct(uri) if uri.contains('\0') => Err(Fault::new(
@@ -67,34 +67,79 @@ impl Route {
 
 struct Way {
     uri: String,
-    /// Whether the guest waits at the destination, with its virtual CPUs stopped.
     waits: bool,
 }
 
+/// A domain that is about to leave: its lane is held, and it is active.
+pub(crate) struct Departing {
+    hypervisor: Arc<Hypervisor>,
+    target: Target,
+    lane: Held,
+    ran: bool,
+}
+
+impl Departing {
+    /// What is known of it.
+    pub(crate) fn facts(&self) -> &Facts {
+        &self.target.facts
+    }
+
+    /// Whether its virtual CPUs run.
+    pub(crate) fn ran(&self) -> bool {
+        self.ran
+    }
+}
+
 impl Hypervisors {
-    /// Moves a running domain to another libvirt, which this host's libvirt dials, and ends when that has ended.
+    /// Holds a domain that is to move: from here on nobody else's work on it comes between.
+    ///
+    /// # Errors
+    /// `Busy` where other work on it does not end, and what a change can be refused for.
+    pub(crate) async fn depart(&self, target: Target) -> Result<Departing, Fault> {
+        let hypervisor = self.by_index(target.facts.hypervisor)?;
+        let deadline = Instant::now() + LANE_WAIT;
+        let key = Key::Domain(target.facts.uuid);
+        let lane = hypervisor.lanes.take(key, deadline).await?;
+        lane.without_deadline();
+        let (host, mover) = (Arc::clone(&hypervisor), target.clone());
+        let look = move |call: &Call| {
+            let visit = Visit::new(call, &host, &mover)?;
+            sense(Act::Migrate, &visit.facts.name, visit.state)?;
+            Ok((visit.facts, visit.state))
+        };
+        let limit = Some(Instant::now() + LANE_WAIT);
+        let (facts, state) = hypervisor.run(Class::Read, Vec::new(), limit, look).await?;
+        Ok(Departing {
+            hypervisor,
+            target: Target { facts, ..target },
+            lane,
+            ran: state != DomainState::Paused,
+        })
+    }
+
+    /// Moves a domain to another libvirt, which this host's libvirt dials, and ends when that has ended.
     /// `bandwidth` is in MiB/s, `downtime_ms` in milliseconds.
     ///
     /// # Errors
     /// With the domain still at home: `Refused`, and what a change can be refused for. `Unknown` where it is not known where it runs.
     pub(crate) async fn migrate(
         &self,
-        target: Target,
+        departing: Departing,
         route: Route,
         bandwidth: Option<u64>,
         downtime_ms: Option<u64>,
         progress: watch::Sender<Option<Progress>>,
     ) -> Result<(), Fault> {
-        let hypervisor = self.by_index(target.facts.hypervisor)?;
+        let Departing {
+            hypervisor,
+            target,
+            lane,
+            ran,
+        } = departing;
         let route = route.of(&hypervisor.uri)?;
-        let lane = hypervisor
-            .lanes
-            .take(Key::Domain(target.facts.uuid), Instant::now() + LANE_WAIT)
-            .await?;
-        lane.without_deadline();
         let (host, mover) = (Arc::clone(&hypervisor), target.clone());
         let running = hypervisor.run(Class::Move, vec![lane], None, move |call| {
-            leave(call, &host, &mover, &route, bandwidth)
+            leave(call, &host, &mover, &route, ran, bandwidth)
         });
         let mut limit = Downtime::new(downtime_ms, target.facts.name.clone());
         let limited = move |domain: &Domain| limit.set(domain);
@@ -144,11 +189,18 @@ fn leave(
     host: &Hypervisor,
     target: &Target,
     route: &Way,
+    ran: bool,
     bandwidth: Option<u64>,
 ) -> Result<(), Fault> {
     let visit = Visit::new(call, host, target)?;
     let name = visit.facts.name.clone();
     sense(Act::Migrate, &name, visit.state)?;
+    if ran == (visit.state == DomainState::Paused) {
+        return Err(Fault::new(
+            Code::Busy,
+            format!("'{name}' was paused or unpaused at this moment; nothing has begun, ask again"),
+        ));
+    }
     let hostname = visit.ok(call.connection.hostname())?;
     if !route.waits && (route.uri == host.uri || is_here(&route.uri, &hostname)) {
         return Err(Fault::new(

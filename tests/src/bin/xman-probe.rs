@@ -28,7 +28,7 @@ use xman_common::{
     name::{DomainRef, HostName},
     protocol::{
         Call, CallHeader, Cursor, Describe, Events, FromCaller, FromHost, Hello, List, OnDomain,
-        Request, Undefine, VERSION, Verb, Whoami,
+        Request, Undefine, Unpause, VERSION, Verb, Whoami,
     },
 };
 
@@ -261,7 +261,10 @@ fn main() {
                 };
                 peer.call(&match at % 2 {
                     0 => Request::Pause(on),
-                    _ => Request::Unpause(on),
+                    _ => Request::Unpause(Unpause {
+                        domain: on.domain,
+                        force: false,
+                    }),
                 });
                 let mut done = peer.receive();
                 while matches!(done, Some(FromHost::Alive)) {
@@ -400,7 +403,10 @@ fn on_domain(arguments: &mut impl Iterator<Item = String>) -> Request {
     let domain = arguments.next().unwrap().parse().unwrap();
     match verb.as_str() {
         "pause" => Request::Pause(OnDomain { domain }),
-        "unpause" => Request::Unpause(OnDomain { domain }),
+        "unpause" => Request::Unpause(Unpause {
+            domain,
+            force: false,
+        }),
         "destroy" => Request::Destroy(OnDomain { domain }),
         "undefine" => Request::Undefine(Undefine {
             domain,

@@ -317,8 +317,9 @@ Examples:
     /// Let paused domains run on
     #[command(after_help = "\
 Examples:
-  rxm unpause skirit80/web")]
-    Unpause(DomainsArgs),
+  rxm unpause skirit80/web
+  rxm unpause --force skirit81/web        it came from a host that is lost before it could say that web was gone there")]
+    Unpause(UnpauseArgs),
     /// Write the memory of domains to disk and stop them
     #[command(after_help = "\
 The next 'rxm start' or 'rxm restore' goes on from where the guest was. Without --to the memory is in the image that libvirt keeps with the domain; \
@@ -688,6 +689,16 @@ pub(crate) struct DomainsArgs {
     /// NAME, UUID, HOST/NAME or shell pattern
     #[arg(value_name = "DOMAIN", required = true)]
     pub(crate) domains: Vec<String>,
+}
+
+/// Arguments of `unpause`.
+#[derive(Debug, Args)]
+pub(crate) struct UnpauseArgs {
+    #[command(flatten)]
+    pub(crate) domains: DomainsArgs,
+    /// Also where the other host of its last journey has not said where it runs: only for a host that is lost, with the right to destroy
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 /// Arguments of `save`.

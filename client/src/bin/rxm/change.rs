@@ -13,14 +13,14 @@ use xman_common::{
     name::DomainRef,
     protocol::{
         About, Ask, Attached, Autostart, Code, DomainRow, Explain, JobRow, MemSet, OnDomain,
-        Rename, Reply, Request, Start, Undefine, VcpuSet, Verb, Whoami,
+        Rename, Reply, Request, Start, Undefine, Unpause, VcpuSet, Verb, Whoami,
     },
 };
 
 use crate::{
     args::{
         AskArgs, AutostartArgs, DomainsArgs, Format, MemSetArgs, RenameArgs, StartArgs, Switch,
-        UndefineArgs, VcpuSetArgs,
+        UndefineArgs, UnpauseArgs, VcpuSetArgs,
     },
     ask,
     exit::Tally,
@@ -132,12 +132,23 @@ pub(crate) async fn pause(setting: &Setting, args: DomainsArgs) -> Result<Tally,
 }
 
 /// `rxm unpause`
-pub(crate) async fn unpause(setting: &Setting, args: DomainsArgs) -> Result<Tally, Stop> {
-    let request = &|domain| Request::Unpause(OnDomain { domain });
+pub(crate) async fn unpause(setting: &Setting, args: UnpauseArgs) -> Result<Tally, Stop> {
+    let UnpauseArgs { domains, force } = args;
+    let warning = force.then(|| {
+        "where the other host of its last journey has not said that it does not run there, it runs here all the same: make sure that it does not run there"
+            .to_owned()
+    });
+    let request = &|domain| Request::Unpause(Unpause { domain, force });
     carry_out(
         setting,
-        &args.domains,
-        Deed::new(Verb::Unpause, "runs on", request),
+        &domains.domains,
+        Deed {
+            verb: Verb::Unpause,
+            also: force.then_some(Verb::Destroy),
+            past: "runs on",
+            warning,
+            request,
+        },
     )
     .await
 }
