@@ -49,8 +49,9 @@ audit: ## Known advisories; needs the advisory database.
 test: check build ## Everything, against real services.
 	PROPTEST_RNG_SEED=9626 $(CARGO) test --workspace --locked
 
-bench: setup ## What a decision costs.
+bench: release ## What a decision costs, and a guest's way to another host.
 	$(CARGO) bench --locked -p xman-policy
+	$(CARGO) bench --locked -p xman-tests --bench migration
 
 demo: release ## A throwaway realm, a real guest, a refused stranger, the audit.
 	$(CARGO) build --release --locked -p xman-tests --bin xman-demo

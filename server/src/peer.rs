@@ -7,7 +7,7 @@ use tokio::{
     net::{TcpStream, UnixStream},
     sync::mpsc,
     task::spawn_blocking,
-    time::timeout,
+    time::{Instant, sleep_until, timeout},
 };
 use uuid::Uuid;
 use xman_common::{
@@ -28,6 +28,8 @@ const DIAL_LIMIT: Duration = Duration::from_secs(20);
 const WORD_LIMIT: Duration = Duration::from_secs(30);
 /// A peer sends a sign of life every five seconds; after this much silence it is given up.
 const SILENCE: Duration = Duration::from_secs(20);
+/// How often it is looked whether the keytab has given a ticket that ends later: the library fetches one once half the old one's life is over.
+const RENEWAL_LOOK: Duration = Duration::from_secs(2);
 /// Pieces on their way between the channel and a socket.
 const AHEAD: usize = 16;
 
@@ -35,6 +37,8 @@ const AHEAD: usize = 16;
 pub(crate) struct Peer {
     host: HostName,
     channel: Channel<TcpStream>,
+    /// When the session ends with its ticket, once the host has said so.
+    end: Option<Instant>,
 }
 
 impl Peer {
@@ -57,6 +61,7 @@ impl Peer {
             Ok(Self {
                 host: host.clone(),
                 channel,
+                end: None,
             })
         };
         let late = || unreachable(host, &format!("no answer in {} s", DIAL_LIMIT.as_secs()));
@@ -95,6 +100,7 @@ impl Peer {
             peer: self,
             id,
             window: INPUT_WINDOW,
+            look: Instant::now(),
             renewing: None,
         })
     }
@@ -165,9 +171,14 @@ impl Peer {
         self.said(heard)
     }
 
-    fn said(&self, heard: Result<Option<FromHost>, ChannelError>) -> Result<FromHost, Fault> {
+    fn said(&mut self, heard: Result<Option<FromHost>, ChannelError>) -> Result<FromHost, Fault> {
         match heard {
-            Ok(Some(message)) => Ok(message),
+            Ok(Some(message)) => {
+                if let FromHost::Expiring { seconds } = message {
+                    self.end = Some(Instant::now() + Duration::from_secs(seconds.into()));
+                }
+                Ok(message)
+            }
             Ok(None) => Err(unreachable(&self.host, "it closed the connection")),
             Err(error) => Err(unreachable(&self.host, &error.to_string())),
         }
@@ -185,12 +196,15 @@ pub(crate) struct Carrier {
     peer: Peer,
     id: Uuid,
     window: u32,
+    /// When it is looked again for another ticket.
+    look: Instant,
     renewing: Option<Initiator>,
 }
 
 enum Next {
     Heard(Box<FromHost>),
     Read(Vec<u8>),
+    Renew(Instant),
     Silent,
 }
 
@@ -242,7 +256,12 @@ impl Carrier {
     ) -> Result<(), Fault> {
         loop {
             let may_send = self.window as usize >= MAX_INPUT && self.peer.channel.has_room();
+            let end = self.peer.end.filter(|_| self.renewing.is_none());
             let next = tokio::select! {
+                () = sleep_until(self.look), if end.is_some() => match end {
+                    Some(end) => Next::Renew(end),
+                    None => continue,
+                },
                 heard = timeout(SILENCE, self.peer.channel.receive_or_room()) => match heard {
                     Ok(heard) => match heard.transpose() {
                         Some(heard) => Next::Heard(Box::new(self.peer.said(heard)?)),
@@ -253,6 +272,7 @@ impl Carrier {
                 piece = outgoing.recv(), if may_send => Next::Read(piece.unwrap_or_default()),
             };
             match next {
+                Next::Renew(end) => self.renew(end).await?,
                 Next::Silent => return Err(unreachable(&self.peer.host, "it fell silent")),
                 Next::Read(bytes) => {
                     let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
@@ -303,19 +323,22 @@ impl Carrier {
             FromHost::Room { bytes, .. } => self.window = self.window.saturating_add(bytes),
             FromHost::Done { outcome, .. } => return Ok(Some(outcome)),
             FromHost::Closing(fault) => return Err(fault),
-            FromHost::Expiring { .. } => self.renew().await?,
             FromHost::Renewed { token, .. } => self.renewed(token).await?,
-            FromHost::Welcome(_) | FromHost::Progress { .. } | FromHost::Alive => {}
+            FromHost::Welcome(_)
+            | FromHost::Progress { .. }
+            | FromHost::Alive
+            | FromHost::Expiring { .. } => {}
         }
         Ok(None)
     }
 
     /// A guest's way can take longer than a ticket: the keytab gives another.
-    async fn renew(&mut self) -> Result<(), Fault> {
+    async fn renew(&mut self, end: Instant) -> Result<(), Fault> {
+        self.look = Instant::now() + RENEWAL_LOOK;
         let host = self.peer.host.clone();
-        let fresh = spawn_blocking(move || fresh_context(&host)).await;
-        let (pending, token, until) = match fresh {
-            Ok(Ok(Some(fresh))) => fresh,
+        let left = end.saturating_duration_since(Instant::now());
+        let (pending, token, until) = match spawn_blocking(move || later(&host, left)).await {
+            Ok(Ok(Some(later))) => later,
             Ok(Ok(None)) | Err(_) => return Ok(()),
             Ok(Err(error)) => {
                 tracing::warn!(host = %self.peer.host, %error, "this host's ticket ends, and there is no other");
@@ -335,7 +358,11 @@ impl Carrier {
             ));
         };
         match spawn_blocking(move || pending.step(Some(&token))).await {
-            Ok(Ok(Step::Done(context, _))) if context.peer() == self.peer.channel.peer() => Ok(()),
+            Ok(Ok(Step::Done(context, _))) if context.peer() == self.peer.channel.peer() => {
+                // The host says anew when that one ends.
+                self.peer.end = None;
+                Ok(())
+            }
             Ok(Ok(Step::Done(..) | Step::Continue(..))) | Ok(Err(_)) | Err(_) => Err(unreachable(
                 &self.peer.host,
                 "it did not prove itself again",
@@ -349,9 +376,16 @@ impl Carrier {
     }
 }
 
-fn fresh_context(host: &HostName) -> Result<Option<(Initiator, Vec<u8>, SystemTime)>, GssError> {
-    let step = Initiator::new(host)?.step(None)?;
+/// Begins to prove ourselves anew, where there is a ticket that ends later.
+fn later(
+    host: &HostName,
+    left: Duration,
+) -> Result<Option<(Initiator, Vec<u8>, SystemTime)>, GssError> {
     let (_, life) = own_ticket()?;
+    if life <= left + RENEWAL_LOOK {
+        return Ok(None);
+    }
+    let step = Initiator::new(host)?.step(None)?;
     match step {
         Step::Continue(pending, token) => Ok(Some((pending, token, SystemTime::now() + life))),
         Step::Done(..) => Ok(None),

@@ -23,6 +23,7 @@ pub struct Guest {
     boots: bool,
     has_login: bool,
     travels: bool,
+    emulator: Option<String>,
     extra: String,
     scratch: Scratch,
 }
@@ -41,6 +42,7 @@ impl Guest {
             boots: false,
             has_login: false,
             travels: false,
+            emulator: None,
             extra: String::new(),
             scratch: Scratch::new("guest"),
         }
@@ -99,6 +101,13 @@ impl Guest {
         self
     }
 
+    /// Lets this program emulate the guest, rather than the one that libvirt chooses.
+    #[must_use]
+    pub fn emulator(mut self, path: &str) -> Self {
+        self.emulator = Some(path.to_owned());
+        self
+    }
+
     /// Adds XML at the top level of the domain, e.g. `<metadata>`.
     #[must_use]
     pub fn xml_extra(mut self, xml: &str) -> Self {
@@ -143,6 +152,10 @@ impl Guest {
         } else {
             ("", "")
         };
+        let emulator = self
+            .emulator
+            .as_ref()
+            .map_or(String::new(), |path| format!("<emulator>{path}</emulator>"));
         let (namespace, arguments) = if self.travels { ODD } else { ("", "") };
         format!(
             "<domain type='qemu'{namespace}>
@@ -164,6 +177,7 @@ impl Guest {
   <on_reboot>restart</on_reboot>
   <on_crash>destroy</on_crash>
   <devices>
+    {emulator}
     <controller type='usb' model='none'/>
     <serial type='pty'><log file='{serial}' append='on'/><target port='0'/></serial>
     <console type='pty'><target type='serial' port='0'/></console>

@@ -481,8 +481,8 @@ fn twenty_journeys_with_a_mishap_on_each_and_never_two_that_run_nor_a_number_mis
 
 /// Begins to move the guest slowly, and returns once its memory is on the way.
 #[track_caller]
-fn under_way(site: &Site, name: &str) -> xman_tests::Process {
-    let words = ["migrate", name, "beta", "--bandwidth", "1MiB"];
+fn under_way(site: &Site, name: &str, bandwidth: &str) -> xman_tests::Process {
+    let words = ["migrate", name, "beta", "--bandwidth", bandwidth];
     let migration = site
         .alice
         .rxm_call(&site.alpha, words)
@@ -526,7 +526,7 @@ fn a_guest_that_ends_on_its_way_keeps_its_definition_and_comes_again() {
     let guest = Guest::traveller("nomad");
     site.hosts.alpha.run(&guest);
     site.wait_listed(&site.alpha, "nomad", "running");
-    let mut migration = under_way(&site, "nomad");
+    let mut migration = under_way(&site, "nomad", "1MiB");
     // It is on its way: nothing that could make two of it is begun.
     let refused = site.alice.rxm(&site.alpha, ["save", "nomad"]).code(1);
     assert!(
@@ -565,7 +565,7 @@ fn the_word_on_one_journey_never_falls_on_the_next() {
     let guest = Guest::traveller("nomad");
     site.hosts.alpha.run(&guest);
     site.wait_listed(&site.alpha, "nomad", "running");
-    let mut migration = under_way(&site, "nomad");
+    let mut migration = under_way(&site, "nomad", "1MiB");
     site.beta.kill9();
     let end = migration.wait(Duration::from_secs(120));
     assert!(end.stderr().contains("still runs here"), "{end:?}");
@@ -591,7 +591,7 @@ fn a_guest_whose_source_is_lost_is_let_go_of_by_who_says_so_and_by_nobody_else()
     let guest = Guest::traveller("nomad");
     site.hosts.alpha.run(&guest);
     site.wait_listed(&site.alpha, "nomad", "running");
-    let mut migration = under_way(&site, "nomad");
+    let mut migration = under_way(&site, "nomad", "1MiB");
     site.alpha.kill9();
     migration.kill();
     eventually("what has arrived is gone", Duration::from_secs(60), || {
@@ -615,4 +615,98 @@ fn a_guest_whose_source_is_lost_is_let_go_of_by_who_says_so_and_by_nobody_else()
     site.beta
         .audit()
         .contains(&["verb=\"unpause\"", "alice@", "force"]);
+}
+
+#[test]
+fn a_destination_without_room_for_its_memory_gives_no_permit() {
+    let site = Site::new();
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let total = meminfo
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<u32>()
+        .unwrap();
+    // All that the machine has: the kernel and the lab alone take more than is left.
+    let mib = total / 1024 - 64;
+    let guest = Guest::tiny("giant").memory(mib, mib);
+    site.hosts.alpha.run(&guest);
+    site.wait_listed(&site.alpha, "giant", "running");
+    let full = site
+        .alice
+        .rxm(&site.alpha, ["migrate", "giant", "beta"])
+        .code(1);
+    assert!(
+        full.stderr().contains(&format!("{mib} MiB of memory"))
+            && full.stderr().contains("MiB left"),
+        "{}",
+        full.stderr()
+    );
+    assert_eq!(site.hosts.alpha.state("giant"), "running");
+    assert_eq!(site.hosts.beta.state("giant"), "");
+}
+
+#[test]
+fn what_the_destination_cannot_run_stays_at_home() {
+    let site = Site::new();
+    // An emulator that is on one host alone, as a processor could be.
+    let emulator = "/var/lib/libvirt/special-qemu";
+    std::os::unix::fs::symlink(
+        xman_tests::program("qemu-system-x86_64"),
+        site.hosts.alpha.cell().outside(emulator),
+    )
+    .unwrap();
+    let guest = Guest::traveller("homely").emulator(emulator);
+    site.hosts.alpha.run(&guest);
+    site.wait_listed(&site.alpha, "homely", "running");
+    let refused = site
+        .alice
+        .rxm_call(&site.alpha, ["migrate", "homely", "beta"])
+        .limit(Duration::from_secs(120))
+        .run()
+        .code(1);
+    assert!(
+        refused.stderr().contains("still runs here") && refused.stderr().contains(emulator),
+        "{}",
+        refused.stderr()
+    );
+    guest.keeps_counting();
+    guest.missed_no_number();
+    eventually("nothing of it is there", Duration::from_secs(60), || {
+        site.hosts.beta.state("homely").is_empty().then_some(())
+    });
+}
+
+#[test]
+fn a_journey_outlasts_the_tickets_of_the_person_and_of_the_host() {
+    let brief = Duration::from_secs(12);
+    let site = Site::new();
+    site.realm.admin("modprinc -maxlife 12seconds xman/alpha");
+    let guest = Guest::traveller("nomad");
+    site.hosts.alpha.run(&guest);
+    site.wait_listed(&site.alpha, "nomad", "running");
+    // One that writes nothing is done after one pass, however slow.
+    site.alice.rxm(&site.alpha, ["pause", "nomad"]).success();
+    site.alice.kinit_for(brief);
+    let began = std::time::Instant::now();
+    let mut migration = under_way(&site, "nomad", "3MiB");
+    let end = migration.wait(Duration::from_secs(120));
+    assert_eq!(end.exit_code(), 4, "{end:?}");
+    eventually("it has moved", Duration::from_secs(180), || {
+        let states = [&site.hosts.alpha, &site.hosts.beta].map(|host| host.state("nomad"));
+        assert!(
+            !site.alpha.stderr().text().contains("connection has ended"),
+            "{}",
+            site.alpha.stderr().text()
+        );
+        (states == ["", "paused"]).then_some(())
+    });
+    assert!(
+        began.elapsed() > 2 * brief,
+        "the tickets would have sufficed: {:?}",
+        began.elapsed()
+    );
+    site.hosts.beta.virsh(&["resume", "nomad"]).success();
+    guest.keeps_counting();
+    guest.missed_no_number();
 }
