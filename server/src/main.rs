@@ -7,6 +7,7 @@ mod asked;
 mod audit;
 mod call;
 mod caller;
+mod check;
 mod clock;
 mod config;
 mod console;
@@ -18,6 +19,7 @@ mod hypervisor;
 mod images;
 mod input;
 mod jobs;
+mod journeys;
 mod listen;
 mod meant;
 mod moving;
@@ -131,7 +133,7 @@ struct Host {
     permits: Permits,
     /// Rings whenever one of them is settled.
     settled: Notify,
-    leaving: moving::Leaving,
+    leaving: journeys::Leaving,
     people: People,
     audit: Audit,
     store: Store,
@@ -271,7 +273,7 @@ fn test_policy(config: &Config, file: &Path) -> Result<ExitCode, String> {
 
 async fn check(config: &Config) -> Result<ExitCode, String> {
     let keys = open_keys(config).map(|_| "has a key of the service xman".to_owned());
-    let findings = config::check(config, keys).await;
+    let findings = check::check(config, keys).await;
     for finding in &findings {
         match &finding.how {
             Ok(well) => println!("ok    {}: {well}", finding.what),
@@ -308,7 +310,7 @@ async fn serve(config: Config) -> Result<ExitCode, String> {
         policy: policy(&config)?,
         permits: Permits::default(),
         settled: Notify::new(),
-        leaving: moving::Leaving::default(),
+        leaving: journeys::Leaving::default(),
         people: People::new(config.authorization.unix_groups),
         audit: Audit::start(&config.syslog)
             .map_err(|error| format!("cannot start the audit log: {error}"))?,
@@ -352,7 +354,7 @@ fn policy(config: &Config) -> Result<Chain, String> {
                 Cedar::open(&authorization.cedar, hypervisor::hostname(), ROOT)
                     .map_err(|error| error.to_string())?,
             ),
-            Backend::External => Box::new(authorization.authority()),
+            Backend::External => Box::new(authorization.authority(hypervisor::hostname())),
         })
     });
     backends.collect::<Result<_, _>>().map(Chain::new)

@@ -22,9 +22,8 @@ use std::{sync::Arc, time::Duration};
 use uuid::Uuid;
 use xman_common::{
     name::HostName,
-    protocol::{Code, Fault, Verb},
+    protocol::{Code, Fault},
 };
-use xman_policy::permit::Arrival;
 
 use crate::{Host, store::StoreError};
 
@@ -33,7 +32,7 @@ mod door;
 mod leaving;
 
 pub(crate) use arriving::{carry, permit, settle};
-pub(crate) use leaving::{Leaving, leave};
+pub(crate) use leaving::leave;
 
 /// How long one look at libvirt, or one change by the other host's word, may take.
 const STEP: Duration = Duration::from_secs(20);
@@ -45,43 +44,6 @@ pub(crate) async fn take_up(host: &Arc<Host>) -> Result<(), StoreError> {
             .restore(permit, arrival, is_settled, std::time::Instant::now());
     }
     leaving::take_up(host).await
-}
-
-/// Refuses what would let a domain run on two hosts: it has arrived, or has left, and its source has not said yet where it is.
-pub(crate) fn may(host: &Host, verb: Verb, uuid: Uuid) -> Result<(), Fault> {
-    let lets_run = matches!(
-        verb,
-        Verb::Create
-            | Verb::Start
-            | Verb::Unpause
-            | Verb::Restore
-            | Verb::RestoreFrom
-            | Verb::Save
-            | Verb::SaveTo
-    );
-    if !lets_run && verb != Verb::Migrate {
-        return Ok(());
-    }
-    if let Some(Arrival { name, source, .. }) = host.permits.arriving(uuid) {
-        return Err(Fault::new(
-            Code::Conflict,
-            format!(
-                "'{name}' comes from {source}, which has not said yet that it is gone there; it runs by itself once {source} does. \
-                 If {source} is lost for ever: `rxm unpause --force`"
-            ),
-        ));
-    }
-    // Its own journey asks this as well.
-    match host.leaving.destination(uuid) {
-        Some(destination) if lets_run => Err(Fault::new(
-            Code::Conflict,
-            format!(
-                "it is on its way to {destination}, or has just been, and it is not settled yet where it runs; `rxm job list` shows its journey. \
-                 If {destination} is lost for ever: `rxm unpause --force`"
-            ),
-        )),
-        Some(_) | None => Ok(()),
-    }
 }
 
 /// Lets go of a domain whose other host is lost. Who says so knows that it does not run there.

@@ -15,7 +15,7 @@ use crate::{
     caller::{Caller, Outcome, Piece},
     hypervisor::{Eyes, Facts, Judge, NewDomain, Target, XmlJudge},
     input::Input,
-    moving,
+    journeys,
 };
 
 /// Bytes of text in one frame.
@@ -40,7 +40,7 @@ impl Work {
     pub(crate) fn target(&self, verb: Verb) -> Result<Target, Fault> {
         match &self.facts {
             Some(facts) => {
-                moving::may(&self.host, verb, facts.uuid)?;
+                journeys::may(&self.host, verb, facts.uuid)?;
                 Ok(Target {
                     facts: facts.clone(),
                     judge: self.judge(verb),
@@ -88,7 +88,7 @@ impl Work {
         let (host, caller) = (Arc::clone(&self.host), self.caller.clone());
         Arc::new(move |facts| {
             ask_again(&host, &caller, verb, Subject::Domain(facts.into()))?;
-            moving::may(&host, verb, facts.uuid)
+            journeys::may(&host, verb, facts.uuid)
         })
     }
 
@@ -102,7 +102,7 @@ impl Work {
             ask_again(&host, &caller, verb, made)?;
             if let Some(facts) = existing {
                 ask_again(&host, &caller, verb, Subject::Domain(facts.into()))?;
-                moving::may(&host, verb, facts.uuid)?;
+                journeys::may(&host, verb, facts.uuid)?;
                 return Ok(None);
             }
             let owns = matches!(host.may(&caller, Action::Own, made), Verdict::Allow(_));

@@ -1,22 +1,15 @@
 //! The source's part: the journey, the look at where the guest is after it, and the word on that.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
 };
 use uuid::Uuid;
-use xman_common::{
-    name::HostName,
-    protocol::{
-        Carry, Code, DomainState, Fault, JobRow, JobState, Migrate, Permit, Progress, Settle,
-        Settlement, Verb,
-    },
+use xman_common::protocol::{
+    Carry, Code, DomainState, Fault, JobRow, JobState, Migrate, Permit, Progress, Settle,
+    Settlement, Verb,
 };
 
 use super::{
@@ -29,6 +22,7 @@ use crate::{
     clock::now_ms,
     hypervisor::{Route, Target, cause},
     jobs,
+    journeys::Way,
     peer::Peer,
     store::{Departure, StoreError},
     work::Work,
@@ -37,56 +31,6 @@ use crate::{
 /// The pause after a word that was not heard; it doubles up to `LONGEST_PAUSE`.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-
-/// The domains of which it is open whether they run here or where they went.
-#[derive(Debug, Default)]
-pub(crate) struct Leaving(Mutex<HashMap<Uuid, Way>>);
-
-#[derive(Debug)]
-struct Way {
-    job: Uuid,
-    destination: HostName,
-}
-
-impl Leaving {
-    /// Returns where a domain is on its way to.
-    pub(super) fn destination(&self, uuid: Uuid) -> Option<HostName> {
-        Some(self.ways().get(&uuid)?.destination.clone())
-    }
-
-    /// Returns whether nobody else moves the domain.
-    fn begin(&self, departure: &Departure) -> bool {
-        let mut ways = self.ways();
-        let is_free = !ways.contains_key(&departure.uuid);
-        if is_free {
-            let way = Way {
-                job: departure.job,
-                destination: departure.destination.clone(),
-            };
-            ways.insert(departure.uuid, way);
-        }
-        is_free
-    }
-
-    fn end(&self, departure: &Departure) {
-        let mut ways = self.ways();
-        if ways
-            .get(&departure.uuid)
-            .is_some_and(|way| way.job == departure.job)
-        {
-            ways.remove(&departure.uuid);
-        }
-    }
-
-    /// Lets go of a domain: whoever does so knows that it runs nowhere else.
-    pub(super) fn claim(&self, uuid: Uuid) {
-        self.ways().remove(&uuid);
-    }
-
-    fn ways(&self) -> MutexGuard<'_, HashMap<Uuid, Way>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Moves a domain to another host, as a job.
 pub(crate) async fn leave(
@@ -122,12 +66,12 @@ pub(crate) async fn leave(
             word: None,
         };
         let door = PrivateDoor::open(&host.config.state_dir)?;
-        if !host.leaving.begin(&departure) {
+        if !host.leaving.begin(departure.uuid, way(&departure)) {
             return Err(open(&departure));
         }
         let written = host.store.put_departure(&departure).await;
         written.map_err(|error| {
-            host.leaving.end(&departure);
+            host.leaving.end(departure.uuid, departure.job);
             error.before()
         })?;
         let asked = Carry {
@@ -158,6 +102,13 @@ pub(crate) async fn leave(
     jobs::begin(work, Verb::Migrate, detail, moving).await
 }
 
+fn way(departure: &Departure) -> Way {
+    Way {
+        job: departure.job,
+        destination: departure.destination.clone(),
+    }
+}
+
 fn open(departure: &Departure) -> Fault {
     Fault::new(
         Code::Busy,
@@ -173,7 +124,7 @@ pub(super) async fn take_up(host: &Arc<Host>) -> Result<(), StoreError> {
     door::sweep(&host.config.state_dir);
     for departure in host.store.departures().await? {
         if departure.word != Some(Settlement::Drop) {
-            host.leaving.begin(&departure);
+            host.leaving.begin(departure.uuid, way(&departure));
         }
         let host = Arc::clone(host);
         tokio::spawn(async move {
@@ -232,7 +183,7 @@ async fn conclude(
     }
     match at_home {
         AtHome::Guest(fault) => {
-            host.leaving.end(&departure);
+            host.leaving.end(departure.uuid, departure.job);
             // Nobody has to wait for that: what has arrived does not run.
             let host = Arc::clone(host);
             host.changes.clone().spawn(async move {
@@ -390,7 +341,7 @@ async fn forget(host: &Host, departure: &Departure) {
     if let Err(error) = host.store.drop_departure(job).await {
         tracing::error!(%error, %job, "a departure that is over could not be forgotten");
     }
-    host.leaving.end(departure);
+    host.leaving.end(departure.uuid, job);
 }
 
 async fn rest(pause: &mut Duration) {
