@@ -121,12 +121,14 @@ impl Cedar {
         account: u32,
     ) -> Result<Self, Trouble> {
         let (folder, host) = (folder.into(), host.into());
-        let version = Look::at(&folder).ok().map(|look| (look, Instant::now()));
+        let now = Instant::now();
         let trouble = |defects| Trouble {
             folder: folder.clone(),
             defects,
         };
-        let texts = folder::read(&folder, account).map_err(trouble)?;
+        let folder::Reading { look, texts } = folder::read(&folder, account);
+        let version = look.map(|look| (look, now));
+        let texts = texts.map_err(trouble)?;
         let rules = Rules::new(&texts, &host).map_err(trouble)?;
         let reading = Reading {
             rules: Arc::new(rules),
@@ -173,8 +175,8 @@ impl Cedar {
 
     fn read(&self, before: &Reading) -> Reading {
         let now = Instant::now();
-        // the stamps are taken before the content, so that a change in between is seen at the next look
-        let look = Look::at(&self.folder).ok();
+        // the stamps are those of what was read, and were taken before the content, so that a change in between is seen at the next look
+        let folder::Reading { look, texts } = folder::read(&self.folder, self.account);
         let version = look.map(|look| match &before.version {
             Some((known, since)) if *known == look => (look, *since),
             _ => (look, now),
@@ -193,7 +195,7 @@ impl Cedar {
             settled,
         };
         let old = || Arc::clone(&before.rules);
-        match folder::read(&self.folder, self.account) {
+        match texts {
             Err(defects) => reading(old(), None, Some(defects)),
             Ok(texts) if before.texts.as_deref() == Some(&texts) => {
                 let trouble = before.trouble.as_ref();

@@ -4,7 +4,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
     str::FromStr,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use cedar_policy::{Authorizer as CedarAuthorizer, Decision, Schema};
@@ -1247,43 +1247,54 @@ fn a_folder_that_is_swapped_under_many_deciders_is_always_one_or_the_other() {
     let cedar = Cedar::open(&link, HOST, account()).unwrap();
     let done = AtomicBool::new(false);
     let alice = person("alice@EX.ORG");
-    let (mut first, mut second) = (0_usize, 0_usize);
+    // How often each of the two was seen.
+    let seen = [AtomicUsize::new(0), AtomicUsize::new(0)];
     std::thread::scope(|scope| {
-        let deciders: Vec<_> = (0..4)
-            .map(|_| {
-                scope.spawn(|| {
-                    let (mut first, mut second) = (0_usize, 0_usize);
-                    while !done.load(Ordering::Relaxed) {
-                        cedar.refresh();
-                        let both =
-                            [Verb::Info, Verb::List].map(|verb| query(&alice, verb, Subject::Host));
-                        match cedar.judge_all(&both).as_slice() {
-                            [Opinion::Allow { .. }, Opinion::Deny { .. }] => first += 1,
-                            [Opinion::Deny { .. }, Opinion::Allow { .. }] => second += 1,
-                            other => panic!("half of each: {other:?}"),
-                        }
-                    }
-                    (first, second)
-                })
-            })
-            .collect();
-        for round in 0..200 {
-            swap(if round % 2 == 0 { "two" } else { "one" });
-            std::thread::sleep(Duration::from_millis(2));
+        let _ends = Ends(&done);
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let reload = cedar.refresh();
+                    assert!(
+                        reload.as_ref().is_none_or(|reload| reload.usable),
+                        "{reload:?}"
+                    );
+                    let both =
+                        [Verb::Info, Verb::List].map(|verb| query(&alice, verb, Subject::Host));
+                    let which = match cedar.judge_all(&both).as_slice() {
+                        [Opinion::Allow { .. }, Opinion::Deny { .. }] => 0,
+                        [Opinion::Deny { .. }, Opinion::Allow { .. }] => 1,
+                        other => panic!("half of each: {other:?}"),
+                    };
+                    seen[which].fetch_add(1, Ordering::Relaxed);
+                }
+            });
         }
-        done.store(true, Ordering::Relaxed);
-        for decider in deciders {
-            let counts = decider.join().unwrap();
-            first += counts.0;
-            second += counts.1;
+        for round in 0..200 {
+            let (name, seen) = if round % 2 == 0 {
+                ("two", &seen[1])
+            } else {
+                ("one", &seen[0])
+            };
+            let before = seen.load(Ordering::Relaxed);
+            swap(name);
+            let end = Instant::now() + Duration::from_secs(60);
+            while seen.load(Ordering::Relaxed) == before {
+                assert!(Instant::now() < end, "{name} was not seen");
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
     });
-    assert!(first > 0 && second > 0, "{first} {second}");
-    assert!(
-        cedar.current().trouble.is_none(),
-        "{:?}",
-        cedar.current().trouble
-    );
+    assert_eq!(cedar.current().trouble, None);
+}
+
+/// Lets the threads of a test end, also where it fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Policies of which some match, some do not, and some fail when they are evaluated.
