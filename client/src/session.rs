@@ -31,8 +31,8 @@ use crate::{hosts::Address, interrupt::Interrupt};
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
 /// A host sends a sign of life every five seconds while a call takes long; after this much silence it is given up.
 pub const SILENCE: Duration = Duration::from_secs(20);
-/// How long after a call's deadline the host's word on it is waited for.
-const LAST_WORD: Duration = Duration::from_secs(2);
+/// How long after a call's deadline the host's word on it is waited for: it waits up to 1.5 s itself for a change that has begun.
+const LAST_WORD: Duration = Duration::from_secs(3);
 /// How long the host's word on a cancelled call is waited for.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How often a fresh ticket is looked for once the host has said that the old one ends.

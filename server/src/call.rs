@@ -40,8 +40,9 @@ use crate::{
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a call may take whatever it names.
 const MAX_DEADLINE: Duration = Duration::from_secs(24 * 3600);
-/// How long after its deadline a change that has begun is waited for: verbs that wait for a guest use the deadline up.
-const LAST_WORD: Duration = Duration::from_millis(500);
+/// How long after its deadline a change that has begun is waited for: verbs that wait for a guest use the deadline up, and what came of it is
+/// then written down. Clients wait longer for the host's word.
+const LAST_WORD: Duration = Duration::from_millis(1500);
 
 /// Sets a call going. A read is polled by its session and ends with it; a change runs by itself from now on, and its session waits for it
 /// no longer than its deadline.
@@ -52,24 +53,24 @@ pub(crate) fn start(
     input: Input,
     host: Arc<Host>,
 ) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {
+    let deadline = deadline(&call.header);
     let verb = Verb::ALL
         .iter()
         .find(|verb| verb.code() == call.header.verb);
     match verb.map(|verb| verb.effect()) {
         Some(Effect::Read | Effect::Stream) | None => {
-            Box::pin(answer(call, caller, outbox, input, host))
+            Box::pin(answer(call, deadline, caller, outbox, input, host))
         }
         Some(Effect::Change) => {
-            let deadline = deadline(&call.header) + LAST_WORD;
             let is_job = verb.is_some_and(|verb| jobs::is_job(*verb));
             let changes = host.changes.clone();
-            let change = changes.spawn(answer(call, caller, outbox, input, host));
+            let change = changes.spawn(answer(call, deadline, caller, outbox, input, host));
             Box::pin(async move {
                 let change = async { change.await.unwrap_or_else(|_| Err(failed_in_the_middle())) };
                 if is_job {
                     return change.await;
                 }
-                timeout_at(deadline, change)
+                timeout_at(deadline + LAST_WORD, change)
                     .await
                     .unwrap_or_else(|_| Err(not_back_in_time()))
             })
@@ -80,6 +81,7 @@ pub(crate) fn start(
 /// A call's life; whatever happens, there is one record at least and one outcome.
 async fn answer(
     call: Call,
+    deadline: Instant,
     caller: Caller,
     outbox: mpsc::Sender<Piece>,
     input: Input,
@@ -119,7 +121,7 @@ async fn answer(
                 several: &several,
                 caller: &caller,
             };
-            let asked_for = (digest(&header, &body), deadline(&header));
+            let asked_for = (digest(&header, &body), deadline);
             return doubt.answer(&request, asked, asked_for, &host).await;
         }
     };
@@ -141,7 +143,6 @@ async fn answer(
     {
         verdict = on_host;
     }
-    let deadline = deadline(&header);
     if let (Some(domain), None) = (request.domain(), &facts) {
         let missing = Missing {
             verdict,
