@@ -880,21 +880,20 @@ mod tests {
         settle(&backend);
         let who = person("user9999@EX.ORG");
         let query = query(&who, Verb::List.into(), Subject::Host);
-        let began = Instant::now();
+        // what others compute meanwhile does not count
+        let computed = || {
+            let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+            Duration::try_from(time).unwrap()
+        };
+        let began = computed();
         for _ in 0..10_000 {
             assert_eq!(backend.refresh(), None);
             assert_ne!(backend.judge(&query), Opinion::None);
         }
-        // many times what it takes, so that a busy machine does not fail it and reading the file or scanning the list does
-        assert!(
-            began.elapsed() < Duration::from_secs(1),
-            "{:?}",
-            began.elapsed()
-        );
-        println!(
-            "{:?} for one look and one judgement",
-            began.elapsed() / 10_000
-        );
+        let took = computed() - began;
+        // many times what it takes, so that a slow machine does not fail it and reading the file or scanning the list does
+        assert!(took < Duration::from_secs(5), "{took:?}");
+        println!("{:?} for one look and one judgement", took / 10_000);
     }
 
     #[test]

@@ -50,6 +50,8 @@ use xman_policy::{
 const AMPLE: Duration = Duration::from_secs(20);
 /// A deadline that is reached on purpose.
 const SHORT: Duration = Duration::from_millis(300);
+/// A deadline that is reached on purpose, after something else came in time.
+const LATER: Duration = Duration::from_secs(3);
 /// What a denial at a deadline may take beyond it on a busy machine.
 const SLACK: Duration = Duration::from_secs(5);
 
@@ -407,10 +409,10 @@ fn no_more_questions_wait_for_their_answers_than_may_be_in_flight() {
     let place = Place::new();
     let (sender, asked) = mpsc::channel();
     place.listen(move |mut peer| {
-        let mut questions = peer.questions(1);
+        let mut questions = peer.questions(MAX_IN_FLIGHT);
         let timeout = |peer: &Peer, limit| peer.lines.get_ref().set_read_timeout(limit).unwrap();
         timeout(&peer, Some(SHORT));
-        // until nothing comes any more
+        // nothing comes any more
         questions.extend(std::iter::from_fn(|| peer.question()));
         timeout(&peer, None);
         sender.send(questions.len()).unwrap();
@@ -569,8 +571,8 @@ fn an_answer_after_the_deadline_is_never_taken_for_anothers() {
             _ => peer.answer(&deny(&question)),
         }
     });
-    let backend = place.backend(SHORT);
-    denied(&judge_in_time(&backend), "did not answer within 300ms");
+    let backend = place.backend(LATER);
+    denied(&judge_in_time(&backend), "did not answer within 3s");
     given_up.send(()).unwrap();
     said.recv_timeout(AMPLE).unwrap();
     denied(&judge(&backend), "which was not asked");
@@ -711,13 +713,13 @@ fn a_peer_that_reads_no_more_denies_what_it_did_not_read() {
         peer.hold();
     });
     let began = Instant::now();
-    let opinions = judge_many(&place.backend(SHORT), 1000);
-    assert!(began.elapsed() < SHORT + SLACK);
+    let opinions = judge_many(&place.backend(LATER), 1000);
+    assert!(began.elapsed() < LATER + SLACK);
     for (n, opinion) in opinions.iter().enumerate() {
         if n < 10 {
             assert_eq!(opinion, &allowed(), "{n}");
         } else {
-            denied(opinion, "did not answer within 300ms");
+            denied(opinion, "did not answer within 3s");
         }
     }
 }
@@ -1078,7 +1080,7 @@ fn no_more_is_remembered_than_the_limit() {
     const MORE: usize = 500;
     let place = Place::new();
     let count = counting(&place, allow_for(MAX_TTL));
-    let backend = place.backend(AMPLE);
+    let backend = place.backend(3 * AMPLE);
     for _ in 0..2 {
         for opinion in judge_many(&backend, MAX_REMEMBERED + MORE) {
             assert_eq!(opinion, allowed());
@@ -1616,14 +1618,19 @@ fn what_it_costs() {
         assert_eq!(judge(&backend), Opinion::None);
     }
     let one = began.elapsed() / ROUNDS;
-    let began = Instant::now();
+    let computed = || {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Duration::try_from(time).unwrap()
+    };
+    let (began, before) = (Instant::now(), computed());
     assert_eq!(judge_many(&backend, 1000), vec![Opinion::None; 1000]);
     println!(
         "{one:?} for one question, {:?} for a list of 1000",
         began.elapsed()
     );
-    // many times what it takes, so that a busy machine does not fail it and waiting for each answer of a list does
-    assert!(began.elapsed() < Duration::from_secs(2));
+    // Many times what it takes. That nobody waits for each answer of a list is held by the test of how many are in flight.
+    let took = computed() - before;
+    assert!(took < Duration::from_secs(10), "{took:?}");
 }
 
 // --- the page on the protocol ---

@@ -221,7 +221,7 @@ mod tests {
         assert!(lanes.table().is_empty());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn stuck_lanes_are_counted_and_bounded() {
         let lanes = Arc::new(Lanes::default());
         let mut held = Vec::new();
@@ -247,7 +247,7 @@ mod tests {
         assert!(lanes.table().is_empty());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn only_so_many_wait_in_one_lane() {
         let lanes = Arc::new(Lanes::default());
         let _held = lanes.take(key(1), soon()).await.unwrap();
