@@ -80,7 +80,7 @@ exec "$@"
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// How long the groups of a cell may still be busy after its last process is gone.
-const GROUPS_LINGER: Duration = Duration::from_secs(5);
+const GROUPS_LINGER: Duration = Duration::from_secs(60);
 
 /// The names that cells on one wire have; number 254 is the desk, from which people call them.
 const HOSTS: &str = "127.0.0.1 localhost
@@ -309,7 +309,7 @@ impl Cell {
             .arg(format!("--target={}", self.init))
             .args(["--net", "--"]);
         nsenter.arg(program("ip")).args(args);
-        run(nsenter, b"", Duration::from_secs(10)).success();
+        run(nsenter, b"", PATIENCE).success();
     }
 }
 

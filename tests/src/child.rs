@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How long anything in the lab may take before the test fails, unless said otherwise.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Pause between two looks at a thing that can only be polled.
 const POLL: Duration = Duration::from_millis(10);
@@ -213,6 +213,12 @@ impl Transcript {
         lock(&self.0.0).bytes.clone()
     }
 
+    /// Returns how many bytes were said so far.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        lock(&self.0.0).bytes.len()
+    }
+
     /// Waits until `look` finds something in the text; `None` when the stream ended or `limit` passed before.
     pub fn find<T>(&self, limit: Duration, mut look: impl FnMut(&str) -> Option<T>) -> Option<T> {
         let end = Instant::now() + limit;
@@ -367,8 +373,8 @@ impl Process {
     pub fn outcome(&mut self) -> Option<Outcome> {
         let status = self.child.try_wait().expect("a child can be waited for")?;
         // A grandchild may hold the pipes open; what the child itself wrote is here by then.
-        self.stdout.wait_end(Duration::from_secs(2));
-        self.stderr.wait_end(Duration::from_secs(2));
+        self.stdout.wait_end(Duration::from_secs(10));
+        self.stderr.wait_end(Duration::from_secs(10));
         Some(Outcome {
             what: self.what.clone(),
             status,

@@ -13,9 +13,12 @@ use toml::{Table, Value};
 use crate::cell::Cell;
 use crate::child::{Outcome, PATIENCE, Process, Transcript, bare_command, built, command, run};
 use crate::libvirtd::Libvirtd;
-use crate::realm::Realm;
+use crate::realm::{Realm, free_port};
 use crate::scratch::Scratch;
 use crate::syslog::Syslog;
+
+/// How many ports are tried for a host that has none of its own.
+const PORTS: u32 = 5;
 
 /// A host that runs xmand.
 #[derive(Debug)]
@@ -87,6 +90,23 @@ impl Host {
     /// What xmand said when it ended instead.
     #[track_caller]
     pub fn try_start(&mut self) -> Result<(), Outcome> {
+        let configured = self.config.clone();
+        for _ in 1..PORTS {
+            self.pin_ports();
+            match self.try_start_once() {
+                // Somebody else took a port in between.
+                Err(outcome) if outcome.stderr().contains("in use") => {
+                    self.config.clone_from(&configured);
+                }
+                done => return done,
+            }
+        }
+        self.pin_ports();
+        self.try_start_once()
+    }
+
+    #[track_caller]
+    fn try_start_once(&mut self) -> Result<(), Outcome> {
         let config = self.write_config();
         let mut xmand = self.command();
         xmand.arg("--config").arg(config);
@@ -98,10 +118,9 @@ impl Host {
         });
         match heard {
             Some(addresses) => self.addresses = addresses,
-            None => return Err(process.wait(Duration::from_secs(5))),
+            None => return Err(process.wait(PATIENCE)),
         }
         self.process = Some(process);
-        self.pin_ports();
         Ok(())
     }
 
@@ -296,12 +315,12 @@ impl Host {
             .map_or(1, Vec::len)
     }
 
-    /// Replaces port 0 in the configuration by what it became, so that a restart keeps it.
+    /// Replaces port 0 in the configuration by one that nobody gets while xmand is down, so that a restart keeps it.
     fn pin_ports(&mut self) {
         if let Some(Value::Array(listen)) = self.config.get_mut("listen") {
-            for (place, address) in listen.iter_mut().zip(&self.addresses) {
-                if place.as_str().is_some_and(|text| text.ends_with(":0")) {
-                    *place = Value::String(address.to_string());
+            for place in listen {
+                if let Some(address) = place.as_str().and_then(|text| text.strip_suffix(":0")) {
+                    *place = Value::String(format!("{address}:{}", free_port()));
                 }
             }
         }

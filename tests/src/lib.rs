@@ -90,6 +90,6 @@ pub use libvirtd::{Hosts, LXC, Libvirtd, QEMU};
 pub use realm::Realm;
 pub use rustix::process::Signal;
 pub use scratch::Scratch;
-pub use syslog::{Records, Rsyslog, Syslog};
+pub use syslog::{Records, Rsyslog, Syslog, took};
 pub use terminal::Terminal;
 pub use user::{Call, Reach, User};

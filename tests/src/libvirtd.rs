@@ -33,7 +33,7 @@ pub const LXC: &str = "lxc:///system";
 /// How often a container is started until libvirt knows its first process.
 const STARTS: u32 = 5;
 /// How long libvirt may take to hear of it.
-const HEARS_WITHIN: Duration = Duration::from_secs(2);
+const HEARS_WITHIN: Duration = Duration::from_secs(8);
 
 impl Libvirtd {
     /// Starts one without network and waits until it answers.

@@ -289,7 +289,7 @@ impl Default for Realm {
 
 /// Returns a port below the range from which the kernel serves outgoing connections, so that it stays free
 /// while its daemon is stopped.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let step = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(97);

@@ -40,7 +40,7 @@ pub trait Records {
     /// Waits for a record with all of these words in it, and returns it.
     #[track_caller]
     fn contains(&self, words: &[&str]) -> String {
-        let end = Instant::now() + PATIENCE / 4;
+        let end = Instant::now() + PATIENCE;
         loop {
             let records = self.records();
             if let Some(found) = records
@@ -57,6 +57,17 @@ pub trait Records {
             thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// Returns how long a call took, as the record of its end says.
+#[track_caller]
+#[must_use]
+pub fn took(record: &str) -> Duration {
+    let milliseconds = record
+        .split_once(" ms=\"")
+        .and_then(|(_, rest)| rest.split_once('"'))
+        .and_then(|(number, _)| number.parse().ok());
+    Duration::from_millis(milliseconds.unwrap_or_else(|| panic!("no time it took in {record}")))
 }
 
 /// A syslog socket read by the test: it can stop reading, vanish and come back.
@@ -112,7 +123,8 @@ impl Syslog {
 
     /// Reads on.
     pub fn resume_reading(&self) {
-        *lock(&self.shared.reading) = true;
+        let mut reading = lock(&self.shared.reading);
+        *reading = true;
         self.shared.resumed.notify_all();
     }
 
@@ -121,10 +133,14 @@ impl Syslog {
         let Some(reader) = lock(&self.reader).take() else {
             return;
         };
-        self.shared.gone.store(true, Ordering::SeqCst);
         let _ = std::fs::remove_file(self.path());
+        {
+            // A reader that has looked and does not wait yet would miss the call.
+            let _reading = lock(&self.shared.reading);
+            self.shared.gone.store(true, Ordering::SeqCst);
+            self.shared.resumed.notify_all();
+        }
         let _ = reader.socket.shutdown(Shutdown::Both);
-        self.shared.resumed.notify_all();
         let _ = reader.thread.join();
     }
 

@@ -96,7 +96,7 @@ impl Terminal {
             self.child.try_wait().expect("a child can be waited for")
         });
         // The rest of the output comes right after the end; the reader then sees the terminal closed.
-        let _ = self.screen.find(Duration::from_secs(2), |_| None::<()>);
+        let _ = self.screen.find(Duration::from_secs(10), |_| None::<()>);
         status.code().unwrap_or(-1)
     }
 }
