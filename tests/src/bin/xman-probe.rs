@@ -533,7 +533,15 @@ impl Peer {
             flood.extend(u32::try_from(sealed.len()).unwrap().to_be_bytes());
             flood.extend(&sealed[..]);
         }
-        let cut_off = self.stream.write_all(&flood).is_err();
+        // The host may take its time to read that; it is cut off when a write fails, and not when one takes long.
+        let patience = Some(Duration::from_secs(60));
+        self.stream.set_write_timeout(patience).unwrap();
+        let mut sent = self.stream.write_all(&flood);
+        while sent.is_ok() && SystemTime::now() < end + Duration::from_secs(30) {
+            let sealed = self.context().wrap(&nothing).unwrap();
+            sent = self.try_write_frame(&sealed);
+        }
+        let cut_off = sent.is_err_and(|error| error.kind() != ErrorKind::WouldBlock);
         let late = SystemTime::now().duration_since(end).unwrap_or_default();
         println!("cut off: {cut_off}, {} s late", late.as_secs());
     }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use xman_tests::{Host, Realm, Records, built, eventually};
+use xman_tests::{Host, PATIENCE, Realm, Records, built, eventually};
 
 const UNAUTHENTICATED: i32 = 4;
 const FAILED: i32 = 1;
@@ -136,23 +136,20 @@ fn a_clock_that_is_wrong_is_named_as_the_cause() {
 #[test]
 fn a_session_ends_with_its_ticket_and_is_warned_before() {
     let realm = Realm::shared();
-    let alice = realm.user_with_lifetime("alice", Duration::from_secs(8));
+    // The ticket's life begins only when the host is there.
     let host = Host::builder()
         .k5login(["alice"])
         .uri("test:///default")
         .start(realm);
+    let alice = realm.user_with_lifetime("alice", Duration::from_secs(20));
     let words = vec![host.addr().to_string().into(), "idle".into()];
     let mut session = alice
         .program_call(&[], Path::new(&built("xman-probe")), words)
         .spawn();
-    session.stdout().wait_for(Duration::from_secs(10), "ready");
-    session
-        .stdout()
-        .wait_for(Duration::from_secs(10), "expiring");
-    session
-        .stdout()
-        .wait_for(Duration::from_secs(20), "closing expired");
-    let outcome = session.wait(Duration::from_secs(10));
+    session.stdout().wait_for(PATIENCE, "ready");
+    session.stdout().wait_for(PATIENCE, "expiring");
+    session.stdout().wait_for(PATIENCE, "closing expired");
+    let outcome = session.wait(PATIENCE);
     assert!(
         outcome.stdout().ends_with("closed\n"),
         "{}",
@@ -302,11 +299,9 @@ fn lines_that_can_never_match_are_told_and_match_nobody() {
     for line in 1..=4 {
         assert!(said.contains(&format!("line {line}")), "{said}");
     }
-    eventually(
-        "the log has the warnings too",
-        Duration::from_secs(5),
-        || host.stderr().text().contains("line 1").then_some(()),
-    );
+    eventually("the log has the warnings too", PATIENCE, || {
+        host.stderr().text().contains("line 1").then_some(())
+    });
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
 };
 
 use xman_tests::{
-    Guest, Host, Libvirtd, Outcome, Process, Realm, Records, User, built, eventually,
+    Guest, Host, Libvirtd, Outcome, PATIENCE, Process, Realm, Records, User, built, eventually,
 };
 
 fn host() -> Host {
@@ -20,11 +20,16 @@ fn host() -> Host {
 
 #[track_caller]
 fn probe(user: &User, host: &Host, act: &[&str]) -> Outcome {
+    probe_within(PATIENCE, user, host, act)
+}
+
+#[track_caller]
+fn probe_within(limit: Duration, user: &User, host: &Host, act: &[&str]) -> Outcome {
     let mut words = vec![host.addr().to_string().into()];
     words.extend(act.iter().map(|word| (*word).into()));
     user.program_call(&[], Path::new(&built("xman-probe")), words)
         .spawn()
-        .wait(Duration::from_secs(60))
+        .wait(limit)
         .success()
 }
 
@@ -32,7 +37,12 @@ fn probe(user: &User, host: &Host, act: &[&str]) -> Outcome {
 fn a_caller_who_never_pauses_does_not_outlive_its_ticket() {
     let (alice, host) = (Realm::shared().user("alice"), host());
     let said = probe(&alice, &host, &["outlive", "4"]).stdout();
-    assert!(said.contains("cut off: true, 0 s late"), "{said}");
+    let late = said
+        .lines()
+        .find_map(|line| line.strip_prefix("cut off: true, "))
+        .and_then(|rest| rest.strip_suffix(" s late"))
+        .and_then(|seconds| seconds.parse::<u64>().ok());
+    assert!(late.is_some_and(|late| late < 5), "{said}");
     host.audit().contains(&["your ticket has ended"]);
 }
 
@@ -71,7 +81,7 @@ fn changes_that_are_let_go_of_do_not_pile_up_while_libvirt_hangs() {
         .k5login(["alice", "bob"])
         .beside(&libvirtd)
         .start(realm);
-    eventually("the guest is known", Duration::from_secs(30), || {
+    eventually("the guest is known", PATIENCE, || {
         let known = alice.rxm(&host, ["list"]).stdout();
         known.contains("running").then_some(())
     });
@@ -83,7 +93,7 @@ fn changes_that_are_let_go_of_do_not_pile_up_while_libvirt_hangs() {
     assert!(said.contains("done unknown: let go"), "{said}");
     assert!(said.contains("is still under way"), "{said}");
     libvirtd.thaw();
-    eventually("changes are taken again", Duration::from_secs(60), || {
+    eventually("changes are taken again", PATIENCE, || {
         let started = alice.rxm(&host, ["--retries", "1", "start", "hung"]);
         let state = libvirtd.state("hung");
         (started.is_success() || state == "running").then_some(())
@@ -99,7 +109,7 @@ fn a_plug_that_could_not_be_pulled_is_not_told_as_nothing_done() {
         .k5login(["alice"])
         .beside(&libvirtd)
         .start(realm);
-    eventually("the guest is known", Duration::from_secs(30), || {
+    eventually("the guest is known", PATIENCE, || {
         let known = alice.rxm(&host, ["list"]).stdout();
         known.contains("running").then_some(())
     });
@@ -110,14 +120,14 @@ fn a_plug_that_could_not_be_pulled_is_not_told_as_nothing_done() {
         .args(listen)
         .args(["qemu-monitor-event", "deaf", "--loop"]);
     let heard = Process::start(virsh);
-    eventually("QEMU is heard", Duration::from_secs(20), || {
+    eventually("QEMU is heard", PATIENCE, || {
         libvirtd.virsh(&["suspend", "deaf"]).success();
         libvirtd.virsh(&["resume", "deaf"]).success();
         heard.stdout().text().contains("RESUME").then_some(())
     });
     let words = [
         "--timeout",
-        "12s",
+        "40s",
         "--retries",
         "1",
         "--yes",
@@ -126,12 +136,14 @@ fn a_plug_that_could_not_be_pulled_is_not_told_as_nothing_done() {
         "deaf",
     ];
     let mut asking = alice.rxm_call(&host, words).spawn();
-    heard.stdout().wait_for(Duration::from_secs(5), "POWERDOWN");
-    // libvirt lets the monitor to us only when xmand's request is through; the plug is due some six seconds later.
+    heard
+        .stdout()
+        .wait_for(Duration::from_secs(30), "POWERDOWN");
+    // libvirt lets the monitor to us only when xmand's request is through; the plug is due much later.
     let monitor = ["qemu-monitor-command", "deaf", "--hmp", "info status"];
     libvirtd.virsh(&monitor).success();
     libvirtd.freeze();
-    let outcome = asking.wait(Duration::from_secs(30));
+    let outcome = asking.wait(2 * PATIENCE);
     libvirtd.thaw();
     assert!(
         outcome.stderr().contains("was asked and has not gone down"),
@@ -145,10 +157,11 @@ fn a_plug_that_could_not_be_pulled_is_not_told_as_nothing_done() {
 fn a_syslog_that_does_not_read_costs_no_record_that_the_backlog_could_hold() {
     let (alice, host) = (Realm::shared().user("alice"), host());
     host.audit().stop_reading();
-    let said = probe(&alice, &host, &["many", "6000"]).stdout();
+    let limit = 10 * PATIENCE;
+    let said = probe_within(limit, &alice, &host, &["many", "6000"]).stdout();
     assert_eq!(said.matches("done ok").count(), 6000);
     host.audit().resume_reading();
-    eventually("all are there", Duration::from_secs(20), || {
+    eventually("all are there", PATIENCE, || {
         let records = host.audit().records();
         let reads = records
             .iter()

@@ -14,8 +14,8 @@ use crate::authorization::site_of;
 const FAILED: i32 = 1;
 /// What rxm ends with when it brings only a part.
 const PARTLY: i32 = 5;
-/// What a call may take while another hypervisor hangs: far less than any time-out of libvirt's.
-const IN_TIME: Duration = Duration::from_secs(5);
+/// What a call may take while another hypervisor hangs: far less than its own deadline.
+const IN_TIME: Duration = Duration::from_secs(15);
 
 /// A host with several hypervisors, and its administrator.
 struct Site {
@@ -49,6 +49,15 @@ impl Site {
     #[track_caller]
     fn does(&self, words: &[&str]) -> String {
         self.rxm(words).success().stdout()
+    }
+
+    /// The host does it, and does not wait for another hypervisor.
+    #[track_caller]
+    fn does_at_once(&self, words: &[&str]) {
+        let began = Instant::now();
+        self.does(words);
+        let took = began.elapsed();
+        assert!(took < IN_TIME, "{words:?} took {took:?}");
     }
 
     /// The host refuses, with all of these words.
@@ -192,7 +201,7 @@ fn guests_and_containers_stand_in_one_list_and_obey_the_same_commands() {
     let log = site.does(&["dmesg", "cell"]);
     assert!(log.contains("LIBVIRT_LXC_NAME=cell"), "{log}");
 
-    site.does(&["shutdown", "--wait", "cell"]);
+    site.does(&["--timeout", "110s", "shutdown", "--wait", "cell"]);
     assert_eq!(libvirtd.state_on(LXC, "cell"), "shut off");
     assert!(container.said().ends_with("down\n"), "{}", container.said());
     site.does(&["start", "cell"]);
@@ -200,7 +209,7 @@ fn guests_and_containers_stand_in_one_list_and_obey_the_same_commands() {
     let again = Container::new("again");
     libvirtd.run_container(&again);
     site.wait_listed("again", "running");
-    site.does(&["reboot", "--wait", "again"]);
+    site.does(&["--timeout", "110s", "reboot", "--wait", "again"]);
     again.wait_until_up_again(2);
     site.does(&["destroy", "guest", "cell"]);
     assert_eq!(libvirtd.state_on(LXC, "cell"), "shut off");
@@ -375,6 +384,7 @@ fn a_hypervisor_that_never_answers_disturbs_no_other_and_comes_by_itself() {
 
     let began = Instant::now();
     let listed = site.rxm(&["list"]).code(PARTLY);
+    assert!(began.elapsed() < IN_TIME, "{:?}", began.elapsed());
     assert!(listed.stdout().contains("guest"), "{}", listed.stdout());
     for (uri, why) in [
         (lxc.as_str(), "not connected yet"),
@@ -394,10 +404,9 @@ fn a_hypervisor_that_never_answers_disturbs_no_other_and_comes_by_itself() {
             .all(|one| one["error"]["code"] == "unavailable")
     );
     assert!(troubles.iter().any(|one| one["hypervisor"] == lxc.as_str()));
-    site.does(&["pause", "guest"]);
+    site.does_at_once(&["pause", "guest"]);
     assert_eq!(libvirtd.state("guest"), "paused");
-    site.does(&["unpause", "guest"]);
-    assert!(began.elapsed() < IN_TIME, "{:?}", began.elapsed());
+    site.does_at_once(&["unpause", "guest"]);
 
     // It could be there.
     site.rxm(&["pause", "cell"]).complains(&lxc);
@@ -432,15 +441,13 @@ fn a_hypervisor_that_hangs_or_dies_delays_nobody_and_comes_back_by_itself() {
     // As many as it could take to use up what xmand has for all: none of them is the other hypervisor's.
     let hanging: Vec<_> = (0..12)
         .map(|_| {
-            let words = ["--timeout", "20s", "--retries", "1", "describe", "soul"];
+            let words = ["--timeout", "5m", "--retries", "1", "describe", "soul"];
             site.admin.rxm_call(&site.host, words).spawn()
         })
         .collect();
-    let began = Instant::now();
     for verb in ["pause", "unpause", "describe", "pause", "unpause"] {
-        site.does(&[verb, "guest"]);
+        site.does_at_once(&[verb, "guest"]);
     }
-    assert!(began.elapsed() < IN_TIME, "{:?}", began.elapsed());
     eventually("the silence is told", PATIENCE, || {
         let (rows, troubles) = site.list();
         let is_told = troubles.len() == 1 && troubles[0]["hypervisor"] == lxc.as_str();
