@@ -437,7 +437,7 @@ mod tests {
     async fn next(
         pieces: &mut mpsc::Receiver<Result<String, Fault>>,
     ) -> Option<Result<String, Fault>> {
-        timeout(Duration::from_secs(5), pieces.recv())
+        timeout(Duration::from_secs(60), pieces.recv())
             .await
             .expect("a piece or the end")
     }
@@ -523,7 +523,7 @@ mod tests {
             .unwrap();
         assert_eq!(next(&mut pieces).await.unwrap().unwrap(), "cut\n");
         drop(pieces);
-        timeout(Duration::from_secs(5), following)
+        timeout(Duration::from_secs(60), following)
             .await
             .unwrap()
             .unwrap();

@@ -10,7 +10,7 @@ from xman.errors import Lost, ProtocolError, Reason, Refused, TimedOut, Unreacha
 
 
 def soon() -> float:
-    return time.monotonic() + 5
+    return time.monotonic() + 60
 
 
 def answer(version: int, clock_ms: int) -> bytes:

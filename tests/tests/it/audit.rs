@@ -1,15 +1,24 @@
 //! The audit log: what it holds, what nobody can forge, and what happens when it is gone.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use uuid::Uuid;
-use xman_tests::{Host, Realm, Records, Rsyslog, User, built};
+use xman_tests::{Host, PATIENCE, Realm, Records, Rsyslog, User, built, eventually};
 
+/// A host that knows its domains.
+#[track_caller]
 fn host() -> Host {
-    Host::builder()
+    let realm = Realm::shared();
+    let host = Host::builder()
         .k5login(["alice"])
         .uri("test:///default")
-        .start(Realm::shared())
+        .start(realm);
+    let alice = realm.user("alice");
+    eventually("the domains are known", PATIENCE, || {
+        let listed = alice.rxm(&host, ["list"]);
+        listed.is_success().then_some(())
+    });
+    host
 }
 
 fn probe(user: &User, host: &Host, act: &[&str]) -> String {
@@ -218,7 +227,7 @@ fn a_change_goes_on_when_its_caller_hangs_up() {
     let (alice, host) = (realm.user("alice"), host());
     let id = Uuid::new_v4().to_string();
     probe(&alice, &host, &["hang-up", &id, "pause", "test"]);
-    host.audit().wait_for(Duration::from_secs(10), |r| {
+    host.audit().wait_for(PATIENCE, |r| {
         r.contains("verb=\"pause\"") && r.contains("outcome=\"ok\"")
     });
     assert!(probe(&alice, &host, &["with-id", &id, "pause", "test"]).contains("done ok"));

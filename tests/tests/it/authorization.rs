@@ -7,12 +7,11 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::Path,
-    time::Duration,
 };
 
 use xman_tests::{
-    Guest, Host, HostBuilder, Hosts, Libvirtd, Outcome, Process, Realm, Records, Signal, User,
-    command, eventually,
+    Guest, Host, HostBuilder, Hosts, Libvirtd, Outcome, PATIENCE, Process, Realm, Records, Signal,
+    User, command, eventually,
 };
 
 /// Who may do what at the site of these tests.
@@ -100,7 +99,7 @@ impl Site {
 
     #[track_caller]
     fn wait_for(&self, guests: &[&Guest]) {
-        eventually("xmand has read libvirt", Duration::from_secs(30), || {
+        eventually("xmand has read libvirt", PATIENCE, || {
             let names = self.admin.rxm(&self.host, ["-o", "name", "list"]).stdout();
             guests
                 .iter()
@@ -385,7 +384,7 @@ fn owners_class_and_labels_move_with_the_domain() {
     hosts.alpha.run(&guest);
     let (alpha, beta) = (start(&hosts.alpha), start(&hosts.beta));
     let (admin, alice) = (realm.user("root/admin"), realm.user("alice"));
-    eventually("xmand has read libvirt", Duration::from_secs(30), || {
+    eventually("xmand has read libvirt", PATIENCE, || {
         let reached = |host: &Host| admin.rxm(host, ["-o", "name", "list"]).is_success();
         (reached(&beta)
             && admin
@@ -400,17 +399,13 @@ fn owners_class_and_labels_move_with_the_domain() {
     admin.rxm(&alpha, ["class", "nomad", "grid"]).success();
     admin
         .rxm_call(&alpha, ["migrate", "nomad", "beta"])
-        .limit(Duration::from_secs(120))
+        .limit(PATIENCE)
         .run()
         .success();
-    eventually(
-        "it is listed there as hers",
-        Duration::from_secs(20),
-        || {
-            let rows = alice.rxm(&beta, ["-o", "json", "list"]).success().json();
-            (rows.get(0)?.get("class")? == "grid").then_some(())
-        },
-    );
+    eventually("it is listed there as hers", PATIENCE, || {
+        let rows = alice.rxm(&beta, ["-o", "json", "list"]).success().json();
+        (rows.get(0)?.get("class")? == "grid").then_some(())
+    });
     alice.rxm(&beta, ["pause", "nomad"]).success();
     assert_eq!(hosts.beta.state("nomad"), "paused");
 }
@@ -537,7 +532,7 @@ fn with_libvirt_silent_only_administrators_change_anything() {
     let alice = site.user("alice");
     site.does(&["owner", "frozen", "+alice@XMAN.TEST"]);
     site.libvirtd.freeze();
-    eventually("the row is stale", Duration::from_secs(30), || {
+    eventually("the row is stale", PATIENCE, || {
         (row(&alice, &site.host, "frozen")["stale"] == true).then_some(())
     });
     alice.rxm(&site.host, ["pause", "frozen"]).denied();
@@ -546,7 +541,7 @@ fn with_libvirt_silent_only_administrators_change_anything() {
         "verdict=\"deny\"",
         "libvirt has been silent",
     ]);
-    let asked = ["--timeout", "2s", "--retries", "1", "pause", "frozen"];
+    let asked = ["--timeout", "10s", "--retries", "1", "pause", "frozen"];
     let administrator = site.admin.rxm(&site.host, asked);
     assert!(
         !administrator.stderr().contains("denied"),
@@ -563,18 +558,18 @@ fn what_is_followed_is_cut_when_the_right_ends() {
     let alice = site.user("alice");
     site.does(&["owner", "log", "+alice@XMAN.TEST"]);
     let mut following = alice.rxm_call(&site.host, ["dmesg", "-f", "log"]).spawn();
-    following.stdout().wait_for(Duration::from_secs(20), "qemu");
+    following.stdout().wait_for(PATIENCE, "qemu");
     site.does(&["owner", "log", "-alice@XMAN.TEST"]);
-    following.wait(Duration::from_secs(10)).denied();
+    following.wait(PATIENCE).denied();
 
     site.does(&["owner", "log", "+alice@XMAN.TEST"]);
     let mut following = alice.rxm_call(&site.host, ["dmesg", "-f", "log"]).spawn();
-    following.stdout().wait_for(Duration::from_secs(20), "qemu");
+    following.stdout().wait_for(PATIENCE, "qemu");
     site.host.write_policy(
         "lock.cedar",
         "@id(\"lock\")\nforbid (principal, action, resource);\n",
     );
-    following.wait(Duration::from_secs(10)).denied();
+    following.wait(PATIENCE).denied();
 }
 
 #[test]
@@ -779,8 +774,7 @@ fn a_change_that_cannot_be_used_leaves_the_old_rules_in_force_and_says_so() {
     oscar.rxm(&host, ["pause", "test"]).success();
     host.write_policy("broken.cedar", "permit (principal, action, resource");
     oscar.rxm(&host, ["unpause", "test"]).success();
-    host.stderr()
-        .wait_for(Duration::from_secs(5), "broken.cedar");
+    host.stderr().wait_for(PATIENCE, "broken.cedar");
     alice
         .rxm(&host, ["can", "pause", "localhost/test"])
         .code(FAILED);
@@ -793,8 +787,7 @@ fn a_change_that_cannot_be_used_leaves_the_old_rules_in_force_and_says_so() {
     alice.rxm(&host, ["pause", TEST_DOMAIN]).success();
     host.write_policy("groups.toml", &GROUPS.replace("oscar", "\u{0}"));
     host.sighup();
-    host.stderr()
-        .wait_for(Duration::from_secs(5), "groups.toml");
+    host.stderr().wait_for(PATIENCE, "groups.toml");
     alice.rxm(&host, ["unpause", TEST_DOMAIN]).success();
 }
 
@@ -983,7 +976,7 @@ fn authority(host: &Host, rules: &str) -> Process {
         .arg(program)
         .args(["--rules", &rules_file, "--socket", &place("authz.sock")]);
     let process = Process::start(python);
-    eventually("the authority listens", Duration::from_secs(10), || {
+    eventually("the authority listens", PATIENCE, || {
         UnixStream::connect(place("authz.sock")).ok()
     });
     process
@@ -994,7 +987,7 @@ fn another_program_decides_and_without_its_answer_nobody_may() {
     let realm = Realm::shared();
     let mut host = Host::builder().k5login(["root/admin"]).prepare(realm);
     host.configure(&format!(
-        "[authorization]\nbackends = ['k5login', 'external']\nexternal = '{}'\nexternal-timeout = '1s'",
+        "[authorization]\nbackends = ['k5login', 'external']\nexternal = '{}'\nexternal-timeout = '5s'",
         host.folder().join("authz.sock").display()
     ));
     let rules = r#"
@@ -1035,7 +1028,7 @@ domains = ["test"]
     alice.rxm(&host, ["unpause", TEST_DOMAIN]).denied();
     admin.rxm(&host, ["unpause", "test"]).success();
     running.signal(Signal::CONT);
-    eventually("it is asked again", Duration::from_secs(10), || {
+    eventually("it is asked again", PATIENCE, || {
         alice
             .rxm(&host, ["pause", "test"])
             .is_success()

@@ -1,9 +1,10 @@
 //! Disks and network interfaces come and go, seen by the guest and by `virsh`; and what must not come does not.
 
-use std::{fs, os::unix::fs::symlink, path::PathBuf, time::Duration};
+use std::{fs, os::unix::fs::symlink, path::PathBuf};
 
 use xman_tests::{
-    Container, Guest, Host, Hosts, LXC, Libvirtd, Realm, Records, Scratch, User, eventually, shell,
+    Container, Guest, Host, Hosts, LXC, Libvirtd, PATIENCE, Realm, Records, Scratch, User,
+    eventually, shell,
 };
 
 /// Where images lie by default, in the cell.
@@ -96,16 +97,12 @@ impl Site {
 
     #[track_caller]
     fn wait_listed(&self, name: &str) {
-        eventually(
-            &format!("{name} is listed"),
-            Duration::from_secs(20),
-            || {
-                self.alice
-                    .rxm(&self.host, ["list", name])
-                    .is_success()
-                    .then_some(())
-            },
-        );
+        eventually(&format!("{name} is listed"), PATIENCE, || {
+            self.alice
+                .rxm(&self.host, ["list", name])
+                .is_success()
+                .then_some(())
+        });
     }
 
     /// What runs, or the definition, in virsh's words.
@@ -137,7 +134,7 @@ impl Site {
 
 #[track_caller]
 fn wait_for_libvirt(alice: &User, host: &Host) {
-    eventually("xmand has reached libvirt", Duration::from_secs(30), || {
+    eventually("xmand has reached libvirt", PATIENCE, || {
         alice
             .rxm(host, ["info"])
             .stdout()
@@ -370,7 +367,7 @@ fn two_who_ask_for_one_disk_at_once_do_not_both_get_it() {
             .collect();
         let codes: Vec<_> = calls
             .into_iter()
-            .map(|mut call| call.wait(Duration::from_secs(60)).exit_code())
+            .map(|mut call| call.wait(PATIENCE).exit_code())
             .collect();
         assert_eq!(
             codes.iter().filter(|code| **code == 0).count(),
@@ -510,7 +507,7 @@ fn what_cannot_be_put_into_the_definition_does_not_stay_in_what_runs() {
     ] {
         let mut mount = site.libvirtd.cell().command("mount");
         mount.args(words);
-        xman_tests::run(mount, b"", Duration::from_secs(10)).success();
+        xman_tests::run(mount, b"", PATIENCE).success();
     }
     site.refuses(
         &["attach", "disk", "half", &data, "--config"],
@@ -587,7 +584,7 @@ fn interfaces_come_and_go_on_the_networks_and_bridges_that_are_named() {
     wait_for_libvirt(&alice, &host);
     let guest = Guest::booted("net");
     hosts.alpha.run(&guest);
-    eventually("net is listed", Duration::from_secs(20), || {
+    eventually("net is listed", PATIENCE, || {
         alice.rxm(&host, ["list", "net"]).is_success().then_some(())
     });
     let does = |words: &[&str]| alice.rxm(&host, words).success().stdout();
@@ -683,7 +680,7 @@ fn a_hypervisor_that_cannot_says_so() {
     let alice = realm.user("alice");
     let container = Container::new("cell");
     libvirtd.run_container(&container);
-    eventually("the container is listed", Duration::from_secs(20), || {
+    eventually("the container is listed", PATIENCE, || {
         alice
             .rxm(&host, ["list", "cell"])
             .is_success()
@@ -745,14 +742,14 @@ fn what_a_domain_of_another_hypervisor_has_is_taken_and_what_is_not_known_is_not
             .uris(&["qemu:///system", second])
             .start(realm);
         wait_for_libvirt(&alice, &host);
-        eventually("web is listed", Duration::from_secs(20), || {
+        eventually("web is listed", PATIENCE, || {
             let listed = alice.rxm(&host, ["-o", "name", "list", "web"]);
             listed.stdout().contains("web").then_some(())
         });
         host
     };
     let both = host(&format!("test://{}", node.display()));
-    eventually("other is listed", Duration::from_secs(20), || {
+    eventually("other is listed", PATIENCE, || {
         alice
             .rxm(&both, ["list", "other"])
             .is_success()

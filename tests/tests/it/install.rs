@@ -6,7 +6,7 @@ use xman_tests::{Outcome, Scratch, bare_command, built, command, run};
 
 use crate::rxm::man_reads;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// Runs `make install` with what the running test was built with.
 #[track_caller]

@@ -1,8 +1,8 @@
 //! Every operation, by `rxm` on real guests, verified from outside by `virsh`.
 
-use std::{fs, time::Duration};
+use std::fs;
 
-use xman_tests::{Guest, Host, Libvirtd, Realm, Records, Scratch, User, eventually};
+use xman_tests::{Guest, Host, Libvirtd, PATIENCE, Realm, Records, Scratch, User, eventually};
 
 struct Site {
     alice: User,
@@ -24,7 +24,7 @@ impl Site {
             host,
             libvirtd,
         };
-        eventually("xmand has reached libvirt", Duration::from_secs(30), || {
+        eventually("xmand has reached libvirt", PATIENCE, || {
             site.alice
                 .rxm(&site.host, ["info"])
                 .stdout()
@@ -68,7 +68,7 @@ impl Site {
     fn wait_listed(&self, name: &str, key: &str, value: &str) {
         eventually(
             &format!("{name} is listed with {key}={value}"),
-            Duration::from_secs(20),
+            PATIENCE,
             || {
                 let rows = self
                     .alice
@@ -284,11 +284,9 @@ fn memory_is_set_live_through_the_balloon_and_in_the_definition() {
     site.does(&["start", "balloon"]);
     guest.wait_until_up();
     site.does(&["mem-set", "balloon", "160MiB"]);
-    eventually(
-        "the guest has given memory back",
-        Duration::from_secs(20),
-        || (site.libvirtd.dominfo("balloon", "Used memory") == "163840 KiB").then_some(()),
-    );
+    eventually("the guest has given memory back", PATIENCE, || {
+        (site.libvirtd.dominfo("balloon", "Used memory") == "163840 KiB").then_some(())
+    });
     site.wait_listed("balloon", "memory_kib", "163840");
     let definition = site
         .libvirtd
@@ -354,7 +352,7 @@ fn a_guest_is_asked_to_shut_down_and_waited_for() {
     site.does(&["define", &guest.file()]);
     site.does(&["start", "polite"]);
     guest.wait_until_up();
-    site.does(&["shutdown", "--wait", "polite"]);
+    site.does(&["--timeout", "110s", "shutdown", "--wait", "polite"]);
     assert_eq!(site.libvirtd.state("polite"), "shut off");
 }
 
@@ -368,7 +366,7 @@ fn a_guest_that_does_not_listen_is_told_of_and_destroyed_only_by_force() {
         .alice
         .rxm(
             &site.host,
-            ["--timeout", "4s", "shutdown", "--wait", "deaf"],
+            ["--timeout", "10s", "shutdown", "--wait", "deaf"],
         )
         .code(1);
     assert!(outcome.stderr().contains("--force"), "{}", outcome.stderr());
@@ -376,7 +374,7 @@ fn a_guest_that_does_not_listen_is_told_of_and_destroyed_only_by_force() {
     site.alice
         .rxm(
             &site.host,
-            ["--timeout", "4s", "shutdown", "--force", "--yes", "deaf"],
+            ["--timeout", "30s", "shutdown", "--force", "--yes", "deaf"],
         )
         .success();
     assert_eq!(site.libvirtd.state("deaf"), "shut off");
@@ -390,12 +388,12 @@ fn a_guest_reboots_when_asked_and_when_forced() {
     site.does(&["start", "again"]);
     guest.wait_until_up();
     let boots = |n: usize| {
-        eventually(&format!("boot number {n}"), Duration::from_secs(40), || {
+        eventually(&format!("boot number {n}"), PATIENCE, || {
             (guest.said().matches("count 1\r").count() == n).then_some(())
         });
     };
     boots(1);
-    site.does(&["reboot", "--wait", "again"]);
+    site.does(&["--timeout", "110s", "reboot", "--wait", "again"]);
     boots(2);
     site.does(&["reboot", "--force", "--yes", "again"]);
     boots(3);
@@ -441,7 +439,7 @@ fn info_tells_of_the_host_and_list_of_the_domains() {
     );
     assert_eq!(site.does(&["-o", "name", "list", "w*"]).trim(), "wide");
     let used: u64 = listed["cpu_time_ns"].to_string().parse().unwrap();
-    eventually("its CPU time grows", Duration::from_secs(30), || {
+    eventually("its CPU time grows", PATIENCE, || {
         (site.listed("wide")["cpu_time_ns"]
             .to_string()
             .parse::<u64>()
@@ -462,7 +460,7 @@ fn what_happens_behind_xmands_back_is_listed_soon() {
     site.libvirtd.virsh(&["destroy", "behind"]).success();
     site.wait_listed("behind", "state", "off");
     site.libvirtd.virsh(&["undefine", "behind"]).success();
-    eventually("it is gone from the list", Duration::from_secs(20), || {
+    eventually("it is gone from the list", PATIENCE, || {
         (!site.does(&["list"]).contains("behind")).then_some(())
     });
 }
@@ -481,13 +479,9 @@ fn dmesg_shows_a_domains_hypervisor_log_and_follows_it() {
         .alice
         .rxm_call(&site.host, ["dmesg", "-f", "logged"])
         .spawn();
-    follow
-        .stdout()
-        .wait_for(Duration::from_secs(20), "qemu-system");
+    follow.stdout().wait_for(PATIENCE, "qemu-system");
     site.does(&["destroy", "logged"]);
-    follow
-        .stdout()
-        .wait_for(Duration::from_secs(20), "shutting down");
+    follow.stdout().wait_for(PATIENCE, "shutting down");
     follow.kill();
     site.does(&["list"]);
 }

@@ -16,15 +16,15 @@ use std::{
 
 use serde_json::Value;
 use xman_tests::{
-    Call, Host, HostBuilder, Process, Reach, Realm, Scratch, Signal, Terminal, User, built,
-    command, eventually, program, run,
+    Call, Host, HostBuilder, PATIENCE, Process, Reach, Realm, Scratch, Signal, Terminal, User,
+    built, command, eventually, program, run,
 };
 
 /// Nothing listens there, and nothing in the lab ever will.
 const NOBODY: &str = "localhost:1";
 /// The domain that every `test:///default` has.
 const TEST: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = PATIENCE;
 
 fn builder() -> HostBuilder {
     Host::builder().k5login(["alice"]).uri("test:///default")
@@ -153,13 +153,14 @@ fn a_host_that_says_nothing_costs_no_more_than_the_timeout() {
     let (alice, host) = (alice(), host());
     let (_listener, silent) = mute();
     let hosts = format!("{silent},{}", host.target());
+    alice.fetch_ticket("xman@localhost");
     let began = Instant::now();
     let outcome = alice
-        .rxm(hosts.as_str(), ["--timeout", "2s", "-o", "json", "list"])
+        .rxm(hosts.as_str(), ["--timeout", "8s", "-o", "json", "list"])
         .code(5);
     let took = began.elapsed();
     assert!(
-        took >= Duration::from_secs(2) && took < Duration::from_secs(5),
+        took >= Duration::from_secs(8) && took < Duration::from_secs(16),
         "{took:?}"
     );
     let json = outcome.json();
@@ -181,7 +182,7 @@ fn a_host_that_says_nothing_delays_no_other() {
     ];
     let mut pause = alice
         .rxm_alone(
-            ["--timeout", "30s", "pause"]
+            ["--timeout", "5m", "pause"]
                 .iter()
                 .map(ToString::to_string)
                 .chain(domains),
@@ -197,13 +198,15 @@ fn a_host_that_says_nothing_delays_no_other() {
 
 #[test]
 fn node_sets_groups_configuration_and_environment_name_hosts() {
-    let alice = alice();
+    // To the KDC of all other tests these names are unknown.
+    let realm = Realm::new();
+    let alice = realm.user("alice");
     let names: Vec<_> = (1..=3).map(|n| format!("xman/127.0.0.{n}")).collect();
     let services: Vec<_> = names.iter().map(String::as_str).collect();
     let host = builder()
         .services(&services)
         .config_extra("listen = ['0.0.0.0:0']")
-        .start(Realm::shared());
+        .start(&realm);
     let port = host.addr().port();
     let named = |call: Call, expected: &[u8]| {
         let listed = call.run().success().stdout();
@@ -814,12 +817,13 @@ fn control_c_ends_what_is_followed_and_leaves_the_terminal_as_it_was() {
     let took = began.elapsed();
     terminal.wait(SOON);
     let shown = terminal.screen().text();
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
     assert!(shown.contains("ended 130"), "{shown}");
     let lines: Vec<_> = shown.lines().collect();
     let before = lines[0];
     assert!(before.matches(':').count() > 10, "{before}");
-    assert_eq!(lines[lines.len() - 2], before, "{shown}");
+    // What it was showing may end in the middle of a line.
+    assert!(lines[lines.len() - 2].ends_with(before), "{shown}");
     assert!(!shown.contains("\x1b[?25l"), "the cursor is there: {shown}");
 }
 
@@ -834,7 +838,7 @@ fn control_c_ends_what_waits_for_a_silent_host() {
     terminal.types("\x03");
     assert_eq!(terminal.wait(SOON), 130, "{}", terminal.screen().text());
     assert!(
-        began.elapsed() < Duration::from_secs(2),
+        began.elapsed() < Duration::from_secs(10),
         "{:?}",
         began.elapsed()
     );
