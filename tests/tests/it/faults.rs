@@ -43,9 +43,10 @@ impl Site {
                 .success()
                 .json();
             let hypervisor = info.get(0)?.get("hypervisors")?.get(0)?;
-            (hypervisor.get("trouble")?.as_str()?.is_empty()
-                && hypervisor.get("driver")?.as_str()? == "QEMU")
-                .then_some(())
+            let is_reached = hypervisor.get("trouble")?.as_str()?.is_empty()
+                && hypervisor.get("driver")?.as_str()? == "QEMU";
+            // Its domains may be read for the first time only then.
+            (is_reached && self.alice.rxm(&self.host, ["list"]).is_success()).then_some(())
         });
     }
 

@@ -24,12 +24,9 @@ impl Site {
             host,
             libvirtd,
         };
-        eventually("xmand has reached libvirt", PATIENCE, || {
-            site.alice
-                .rxm(&site.host, ["info"])
-                .stdout()
-                .contains("QEMU")
-                .then_some(())
+        eventually("xmand has read libvirt", PATIENCE, || {
+            let listed = site.alice.rxm(&site.host, ["list"]);
+            listed.is_success().then_some(())
         });
         site
     }
