@@ -181,18 +181,16 @@ impl Permits {
         }
     }
 
-    /// Returns the permit by which a domain has arrived that is not yet settled.
-    pub fn carried(&self, uuid: Uuid) -> Option<Permit> {
+    /// Returns the arrival of a domain that was carried and not yet settled, with its permit.
+    pub fn carried(&self, uuid: Uuid) -> Option<(Permit, Arrival)> {
         let permits = self.permits();
-        let (permit, _) = permits.iter().find(|(_, given)| given.is_arriving(uuid))?;
-        Some(permit.clone())
+        let (permit, given) = permits.iter().find(|(_, given)| given.is_arriving(uuid))?;
+        Some((permit.clone(), given.arrival.clone()))
     }
 
     /// Returns the arrival of a domain that was carried and not yet settled.
     pub fn arriving(&self, uuid: Uuid) -> Option<Arrival> {
-        let permits = self.permits();
-        let given = permits.values().find(|given| given.is_arriving(uuid))?;
-        Some(given.arrival.clone())
+        self.carried(uuid).map(|(_, arrival)| arrival)
     }
 
     fn permits(&self) -> MutexGuard<'_, HashMap<Permit, Given>> {

@@ -25,6 +25,8 @@ pub(crate) struct Way {
     pub(crate) job: Uuid,
     /// The host.
     pub(crate) destination: HostName,
+    /// Whether it is decided what the host is to hear; until then libvirt may still be at work.
+    pub(crate) is_decided: bool,
 }
 
 impl Leaving {
@@ -51,9 +53,27 @@ impl Leaving {
         }
     }
 
+    /// Notes that it is decided where the domain is, and that the host has not heard it yet.
+    pub(crate) fn decided(&self, uuid: Uuid) {
+        if let Some(way) = self.ways().get_mut(&uuid) {
+            way.is_decided = true;
+        }
+    }
+
     /// Lets go of a domain: whoever does so knows that it runs nowhere else.
-    pub(crate) fn claim(&self, uuid: Uuid) {
-        self.ways().remove(&uuid);
+    ///
+    /// # Errors
+    /// `Busy` while its journey is under way.
+    pub(crate) fn claim(&self, uuid: Uuid) -> Result<(), Fault> {
+        let mut ways = self.ways();
+        if ways.get(&uuid).is_some_and(|way| !way.is_decided) {
+            return Err(Fault::new(
+                Code::Busy,
+                "its journey is under way; `rxm job list` shows it, and `rxm job cancel` gives it up",
+            ));
+        }
+        ways.remove(&uuid);
+        Ok(())
     }
 
     fn ways(&self) -> MutexGuard<'_, HashMap<Uuid, Way>> {
@@ -95,5 +115,32 @@ pub(crate) fn may(host: &Host, verb: Verb, uuid: Uuid) -> Result<(), Fault> {
             ),
         )),
         Some(_) | None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_domain_makes_one_journey_at_a_time_and_nobody_claims_it_before_its_end() {
+        let leaving = Leaving::default();
+        let (domain, first, second) = (Uuid::from_u128(7), Uuid::from_u128(1), Uuid::from_u128(2));
+        let way = |job| Way {
+            job,
+            destination: "beta".parse().unwrap(),
+            is_decided: false,
+        };
+        assert!(leaving.begin(domain, way(first)));
+        assert!(!leaving.begin(domain, way(second)));
+        leaving.end(domain, second);
+        assert_eq!(leaving.claim(domain).unwrap_err().code, Code::Busy);
+        assert_eq!(leaving.destination(domain).unwrap().as_str(), "beta");
+        leaving.decided(domain);
+        leaving.claim(domain).unwrap();
+        assert_eq!(leaving.destination(domain), None);
+        assert!(leaving.begin(domain, way(second)));
+        leaving.end(domain, second);
+        leaving.claim(domain).unwrap();
     }
 }

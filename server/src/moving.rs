@@ -49,8 +49,7 @@ pub(crate) async fn take_up(host: &Arc<Host>) -> Result<(), StoreError> {
 /// Lets go of a domain whose other host is lost. Who says so knows that it does not run there.
 pub(crate) async fn claim(host: &Host, uuid: Uuid) -> Result<(), Fault> {
     arriving::claim(host, uuid).await?;
-    host.leaving.claim(uuid);
-    Ok(())
+    host.leaving.claim(uuid)
 }
 
 /// What is said of a destination that the configuration does not name.

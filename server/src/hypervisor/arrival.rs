@@ -170,6 +170,19 @@ impl Hypervisors {
         .await
     }
 
+    /// Asks libvirt whether nothing is under way with a domain.
+    ///
+    /// # Errors
+    /// `Busy` while it is, `Unavailable` where libvirt does not say.
+    pub(crate) async fn is_at_rest(
+        &self,
+        uri: &str,
+        uuid: Uuid,
+        deadline: Instant,
+    ) -> Result<(), Fault> {
+        self.settle(uri, uuid, deadline, |_, _| Ok(())).await
+    }
+
     /// Removes the definition of a domain that runs on another host by now.
     ///
     /// # Errors

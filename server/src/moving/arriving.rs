@@ -199,9 +199,13 @@ pub(crate) async fn settle(work: &Work, settle: Settle) -> Outcome {
     done.map(|()| Reply::Done)
 }
 
-/// Lets go of what has arrived of a domain: whoever does so knows that it runs nowhere else.
+/// Lets go of what has arrived of a domain: whoever does so knows that it runs nowhere else. What is still arriving is not let go of.
 pub(super) async fn claim(host: &Host, uuid: Uuid) -> Result<(), Fault> {
-    while let Some(permit) = host.permits.carried(uuid) {
+    if let Some((permit, Arrival { hypervisor, .. })) = host.permits.carried(uuid) {
+        let deadline = Instant::now() + STEP;
+        host.hypervisors
+            .is_at_rest(&hypervisor, uuid, deadline)
+            .await?;
         put_to_rest(host, &permit).await?;
     }
     Ok(())

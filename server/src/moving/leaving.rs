@@ -106,6 +106,7 @@ fn way(departure: &Departure) -> Way {
     Way {
         job: departure.job,
         destination: departure.destination.clone(),
+        is_decided: departure.word.is_some(),
     }
 }
 
@@ -214,6 +215,7 @@ async fn conclude(
                     ..last
                 }));
             }
+            host.leaving.decided(departure.uuid);
             let word = departure.word.unwrap_or(Settlement::Keep);
             let told = tell(host, &departure, word).await;
             if told.is_ok() {
