@@ -407,7 +407,11 @@ fn an_image_brings_nothing_that_may_not_come() {
     // One that is off would read it when it is started.
     let other = site.image("other.raw");
     let third = site.overlay("third", "other.raw", "raw");
-    site.does(&["attach", "disk", "shop", &third, "--format", "qcow2"]);
+    let words = ["attach-disk", "shop", &third, "vdb", "--config"];
+    let driver = ["--driver", "qemu", "--subdriver", "qcow2"];
+    site.libvirtd
+        .virsh(&[&words[..], &driver].concat())
+        .success();
     let shop = site.xml("shop", true);
     assert!(!shop.contains("<backingStore"), "{shop}");
     site.refuses(
