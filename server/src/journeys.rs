@@ -3,12 +3,14 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use xman_common::{
     name::HostName,
-    protocol::{Code, Fault, Verb},
+    protocol::{Code, Fault, Permit, Verb},
 };
 use xman_policy::permit::Arrival;
 
@@ -81,6 +83,79 @@ impl Leaving {
     }
 }
 
+/// The connections to libvirt that are carried for other hosts, and those that have ended, until what came by them is settled.
+#[derive(Debug)]
+pub(crate) struct Carries {
+    known: Mutex<HashMap<Permit, Carrying>>,
+    /// Those of an earlier xmand ended with it.
+    began: Instant,
+}
+
+#[derive(Debug)]
+enum Carrying {
+    On(CancellationToken),
+    Ended(Instant),
+}
+
+/// One that is carried. Dropped, it has ended.
+#[derive(Debug)]
+pub(crate) struct Carried<'a> {
+    carries: &'a Carries,
+    permit: Permit,
+    /// Cancelled once nobody needs it any more.
+    pub(crate) given_up: CancellationToken,
+}
+
+impl Carries {
+    pub(crate) fn new() -> Self {
+        Self {
+            known: Mutex::default(),
+            began: Instant::now(),
+        }
+    }
+
+    /// Notes that one is carried by a permit.
+    pub(crate) fn begin(&self, permit: &Permit) -> Carried<'_> {
+        let given_up = CancellationToken::new();
+        self.known()
+            .insert(permit.clone(), Carrying::On(given_up.clone()));
+        Carried {
+            carries: self,
+            permit: permit.clone(),
+            given_up,
+        }
+    }
+
+    /// Returns for how long the one by this permit has ended; one that is still carried is given up, and `None` comes back.
+    pub(crate) fn ended(&self, permit: &Permit) -> Option<Duration> {
+        match self.known().get(permit) {
+            Some(Carrying::On(given_up)) => {
+                given_up.cancel();
+                None
+            }
+            Some(Carrying::Ended(at)) => Some(at.elapsed()),
+            None => Some(self.began.elapsed()),
+        }
+    }
+
+    /// Forgets the one by this permit.
+    pub(crate) fn forget(&self, permit: &Permit) {
+        self.known().remove(permit);
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<Permit, Carrying>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Carried<'_> {
+    fn drop(&mut self) {
+        if let Some(known) = self.carries.known().get_mut(&self.permit) {
+            *known = Carrying::Ended(Instant::now());
+        }
+    }
+}
+
 /// Refuses what would let a domain run on two hosts: it has arrived, or has left, and its source has not said yet where it is.
 pub(crate) fn may(host: &Host, verb: Verb, uuid: Uuid) -> Result<(), Fault> {
     let lets_run = matches!(
@@ -121,6 +196,24 @@ pub(crate) fn may(host: &Host, verb: Verb, uuid: Uuid) -> Result<(), Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_carried_is_given_up_by_who_asks_for_its_end() {
+        let carries = Carries::new();
+        let permit = Permit([7; 32]);
+        assert!(
+            carries.ended(&permit).is_some(),
+            "an earlier xmand's has ended"
+        );
+        let carried = carries.begin(&permit);
+        assert!(!carried.given_up.is_cancelled());
+        assert_eq!(carries.ended(&permit), None);
+        assert!(carried.given_up.is_cancelled());
+        drop(carried);
+        assert!(carries.ended(&permit).is_some());
+        carries.forget(&permit);
+        assert!(carries.known().is_empty());
+    }
 
     #[test]
     fn a_domain_makes_one_journey_at_a_time_and_nobody_claims_it_before_its_end() {

@@ -134,6 +134,7 @@ struct Host {
     /// Rings whenever one of them is settled.
     settled: Notify,
     leaving: journeys::Leaving,
+    carries: journeys::Carries,
     people: People,
     audit: Audit,
     store: Store,
@@ -311,6 +312,7 @@ async fn serve(config: Config) -> Result<ExitCode, String> {
         permits: Permits::default(),
         settled: Notify::new(),
         leaving: journeys::Leaving::default(),
+        carries: journeys::Carries::new(),
         people: People::new(config.authorization.unix_groups),
         audit: Audit::start(&config.syslog)
             .map_err(|error| format!("cannot start the audit log: {error}"))?,

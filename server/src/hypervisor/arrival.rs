@@ -116,7 +116,8 @@ impl Hypervisors {
         uuid: Uuid,
         deadline: Instant,
     ) -> Result<(), Fault> {
-        self.settle(uri, uuid, deadline, move |call, found| {
+        self.alone_with(uri, uuid, deadline, move |call, found| {
+            at_rest(found.as_ref())?;
             let (domain, state) = found.ok_or_else(faults::vanished)?;
             match state {
                 DomainState::Running | DomainState::Blocked => return Ok(()),
@@ -138,22 +139,26 @@ impl Hypervisors {
         .await
     }
 
-    /// Removes what has arrived of a domain that is still where it came from. Its firmware's variables stay: on a shared file system they are the
-    /// same file on both hosts.
+    /// Removes what has arrived of a domain that is still where it came from, whole or not; nobody brings more of it any more. Returns whether
+    /// there was something. Its firmware's variables stay: on a shared file system they are the same file on both hosts.
     ///
     /// # Errors
-    /// `Busy` where it is still arriving, `Conflict` where it is not as it arrived: then it is somebody's.
+    /// `Busy` where libvirt has only begun to make room for it, `Conflict` where it is not as it arrived: then it is somebody's.
     pub(crate) async fn drop_arrived(
         &self,
         uri: &str,
         uuid: Uuid,
         deadline: Instant,
-    ) -> Result<(), Fault> {
-        self.settle(uri, uuid, deadline, move |call, found| {
+    ) -> Result<bool, Fault> {
+        self.alone_with(uri, uuid, deadline, move |call, found| {
             let Some((domain, state)) = found else {
-                return Ok(());
+                return Ok(false);
             };
             let failed = |error| call.fault(&error);
+            let is_persistent = domain.is_persistent().map_err(failed)?;
+            if state != DomainState::Paused && !is_persistent && !state.is_active() {
+                return Err(busy("libvirt is making room for it at this moment"));
+            }
             if state != DomainState::Paused {
                 return Err(Fault::new(
                     Code::Conflict,
@@ -162,10 +167,11 @@ impl Hypervisors {
             }
             call.begin()?;
             // In this order nothing that could be taken for somebody's own definition is ever left behind.
-            if domain.is_persistent().map_err(failed)? {
+            if is_persistent {
                 undefine(&domain, false, false).map_err(failed)?;
             }
-            domain.destroy().map_err(failed)
+            domain.destroy().map_err(failed)?;
+            Ok(true)
         })
         .await
     }
@@ -180,20 +186,21 @@ impl Hypervisors {
         uuid: Uuid,
         deadline: Instant,
     ) -> Result<(), Fault> {
-        self.settle(uri, uuid, deadline, |_, _| Ok(())).await
+        self.alone_with(uri, uuid, deadline, |_, found| at_rest(found.as_ref()))
+            .await
     }
 
     /// Removes the definition of a domain that runs on another host by now.
     ///
     /// # Errors
-    /// `Busy` while libvirt still works on it, `Unavailable` where libvirt does not say.
+    /// `Unavailable` where libvirt does not say.
     pub(crate) async fn undefine_departed(
         &self,
         uri: &str,
         uuid: Uuid,
         deadline: Instant,
     ) -> Result<(), Fault> {
-        self.settle(uri, uuid, deadline, move |call, found| match found {
+        self.alone_with(uri, uuid, deadline, move |call, found| match found {
             Some((domain, DomainState::Off)) => {
                 call.begin()?;
                 undefine(&domain, false, false).map_err(|error| call.fault(&error))
@@ -215,7 +222,8 @@ impl Hypervisors {
         ran: bool,
         deadline: Instant,
     ) -> Result<Option<DomainState>, Fault> {
-        self.settle(uri, uuid, deadline, move |call, found| {
+        self.alone_with(uri, uuid, deadline, move |call, found| {
+            at_rest(found.as_ref())?;
             let Some((domain, state)) = found else {
                 return Ok(None);
             };
@@ -245,8 +253,8 @@ impl Hypervisors {
             .await
     }
 
-    /// Works on a domain in its lane, once libvirt has nothing under way with it.
-    async fn settle<T: Send + 'static>(
+    /// Works on a domain in its lane, and brings memory up to date afterwards.
+    async fn alone_with<T: Send + 'static>(
         &self,
         uri: &str,
         uuid: Uuid,
@@ -258,15 +266,6 @@ impl Hypervisors {
         let host = Arc::clone(&hypervisor);
         let work = move |call: &Call| {
             let found = found(call, uuid)?;
-            if let Some((domain, state)) = &found
-                && state.is_active()
-                && is_worked_on(domain)
-            {
-                return Err(Fault {
-                    retry: true,
-                    ..Fault::new(Code::Busy, "libvirt is still at work on it")
-                });
-            }
             let settled = work(call, found);
             see(call, &host, uuid);
             settled
@@ -284,6 +283,19 @@ fn found(call: &Call, uuid: Uuid) -> Result<Option<(Domain, DomainState)>, Fault
     };
     let state = readings::state(&domain).map_err(failed)?;
     Ok(Some((domain, state)))
+}
+
+fn at_rest(found: Option<&(Domain, DomainState)>) -> Result<(), Fault> {
+    match found {
+        Some((domain, state)) if state.is_active() && is_worked_on(domain) => {
+            Err(busy("libvirt is still at work on it"))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn busy(why: &str) -> Fault {
+    Fault::new(Code::Busy, why)
 }
 
 /// Whether libvirt has not done with it. What is still arriving has no statistics: libvirt says so by an error.

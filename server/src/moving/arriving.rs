@@ -1,6 +1,6 @@
 //! The destination's part: a permit, libvirt's connection, and the source's word.
 
-use std::fs;
+use std::{fs, sync::Arc, time::Duration};
 
 use tokio::{
     io::AsyncWriteExt,
@@ -23,6 +23,10 @@ use crate::{
     peer,
     work::Work,
 };
+
+/// So long after a connection to libvirt has ended something may still come by it: libvirt does what it has read, and forgets then that whoever
+/// asked for it is gone.
+const IN_FLIGHT: Duration = Duration::from_secs(5);
 
 /// Gives a permit to bring a domain here.
 pub(crate) async fn permit(grant: &Grant, work: &Work, coming: MigrateIn) -> Outcome {
@@ -102,13 +106,15 @@ async fn settled(host: &Host, uuid: Uuid, deadline: Instant) -> Result<(), Fault
 
 /// Carries libvirt's connection for the host that a domain comes from.
 pub(crate) async fn carry(work: Work, carry: Carry) -> Outcome {
-    let host = &work.host;
+    let host = Arc::clone(&work.host);
     let Some((arrival, _)) = host.permits.find(&carry.permit) else {
         return Err(Fault::denied());
     };
+    let carried = host.carries.begin(&carry.permit);
     let opened = open(&work, &carry.permit, &arrival).await;
     let daemon = opened.inspect_err(|_| {
         // Nothing came of it, and nothing will: the word on this try must not fall on another by the same permit.
+        host.carries.forget(&carry.permit);
         host.permits
             .settled(&carry.permit, std::time::Instant::now());
         host.settled.notify_waiters();
@@ -141,6 +147,7 @@ pub(crate) async fn carry(work: Work, carry: Carry) -> Outcome {
     tokio::select! {
         () = there => {}
         () = back => {}
+        () = carried.given_up.cancelled() => {}
     }
     Ok(Reply::Done)
 }
@@ -173,7 +180,16 @@ pub(crate) async fn settle(work: &Work, settle: Settle) -> Outcome {
     let (hypervisors, uri, uuid) = (&host.hypervisors, &arrival.hypervisor, arrival.uuid);
     let deadline = work.deadline.min(Instant::now() + STEP);
     let done = match (settlement, stage) {
-        (Settlement::Drop, Stage::Carried) => hypervisors.drop_arrived(uri, uuid, deadline).await,
+        (Settlement::Drop, Stage::Carried) => match host.carries.ended(&permit) {
+            None => Err(Fault::new(Code::Busy, "it is still being carried")),
+            Some(since) => match hypervisors.drop_arrived(uri, uuid, deadline).await {
+                Ok(false) if since < IN_FLIGHT => Err(Fault::new(
+                    Code::Busy,
+                    "what was asked of libvirt last may still be done",
+                )),
+                dropped => dropped.map(drop),
+            },
+        },
         // Nothing came by it: whatever has that UUID here is somebody else's.
         (Settlement::Drop, Stage::Given | Stage::Settled) => Ok(()),
         (Settlement::Run, Stage::Carried) => hypervisors.run_arrived(uri, uuid, deadline).await,
@@ -217,6 +233,7 @@ async fn put_to_rest(host: &Host, permit: &Permit) -> Result<(), Fault> {
         .await
         .map_err(|error| Fault::new(Code::Unavailable, error.to_string()))?;
     host.permits.settled(permit, std::time::Instant::now());
+    host.carries.forget(permit);
     host.settled.notify_waiters();
     Ok(())
 }

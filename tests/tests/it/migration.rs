@@ -428,17 +428,23 @@ fn twenty_journeys_with_a_mishap_on_each_and_never_two_that_run_nor_a_number_mis
             (rxm.outcome().is_some() || far.is_some_and(|far| far >= moment)).then_some(())
         });
         mishap.befall(&mut from, &mut to, alice);
+        // What was cut early may have been begun again, and go well.
+        let said = rxm.wait(Duration::from_secs(180));
         let on_one =
             format!("{mishap:?} at {moment}%: the guest runs on one host and is not on the other");
+        let mut seen = [String::new(), String::new()];
         let left = eventually(&on_one, Duration::from_secs(120), || {
             let states = [from.libvirtd.state("nomad"), to.libvirtd.state("nomad")];
+            if seen != states {
+                println!("{on_one}: {states:?}");
+                seen.clone_from(&states);
+            }
             match states.each_ref().map(String::as_str) {
                 ["running", ""] => Some(false),
                 ["", "running"] => Some(true),
                 _ => None,
             }
         });
-        let said = rxm.wait(Duration::from_secs(120));
         println!(
             "journey {journey}, {mishap:?} at {moment}%, left {left}: {}",
             said.stderr()
