@@ -30,6 +30,8 @@ const WORD_LIMIT: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(20);
 /// How often it is looked whether the keytab has given a ticket that ends later: the library fetches one once half the old one's life is over.
 const RENEWAL_LOOK: Duration = Duration::from_secs(2);
+/// How long this host's libvirt may take to read what the other said last.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Pieces on their way between the channel and a socket.
 const AHEAD: usize = 16;
 
@@ -232,21 +234,20 @@ impl Carrier {
                 }
             }
         };
-        let relaying = self.relay(&mut outgoing, incoming);
-        let writing = async {
-            writing.await;
-            Ok(())
-        };
+        tokio::pin!(writing);
         // The end of reading is told to the peer, which then ends the call.
         let reading = async {
             reading.await;
             std::future::pending().await
         };
-        tokio::select! {
-            ended = relaying => ended,
-            ended = writing => ended,
+        let ended = tokio::select! {
+            ended = self.relay(&mut outgoing, incoming) => ended,
+            () = &mut writing => return Ok(()),
             ended = reading => ended,
-        }
+        };
+        // What the peer's libvirt said last says why it ended.
+        let _ = timeout(LAST_WORDS, writing).await;
+        ended
     }
 
     async fn relay(
