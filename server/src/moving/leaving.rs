@@ -81,7 +81,11 @@ pub(crate) async fn leave(
         };
         let carrier = match peer.carry(asked).await {
             Ok(carrier) => carrier,
-            Err(fault) => return conclude(host, departure, Err(fault), &progress).await,
+            Err(fault) => {
+                // Whoever looks where it is takes its lane.
+                drop(departing);
+                return conclude(host, departure, Err(fault), &progress).await;
+            }
         };
         let route = Route::Channel(door.path());
         let moved = {
@@ -174,12 +178,13 @@ async fn conclude(
         }
         (None, Err(fault)) => AtHome::Guest(fault),
     };
+    let word = match (&at_home, departure.ran) {
+        (AtHome::Guest(_), _) => Settlement::Drop,
+        (AtHome::NoGuest, true) => Settlement::Run,
+        (AtHome::NoGuest, false) => Settlement::Keep,
+    };
     if departure.word.is_none() {
-        departure.word = Some(match (&at_home, departure.ran) {
-            (AtHome::Guest(_), _) => Settlement::Drop,
-            (AtHome::NoGuest, true) => Settlement::Run,
-            (AtHome::NoGuest, false) => Settlement::Keep,
-        });
+        departure.word = Some(word);
         write_down(host, &departure).await;
     }
     match at_home {
@@ -189,7 +194,7 @@ async fn conclude(
             let host = Arc::clone(host);
             host.changes.clone().spawn(async move {
                 // Who knows nothing of the permit has nothing that came by it.
-                if let Err(fault) = tell(&host, &departure, Settlement::Drop).await
+                if let Err(fault) = tell(&host, &departure, word).await
                     && fault.code != Code::Denied
                 {
                     let there = &departure.destination;
@@ -216,7 +221,6 @@ async fn conclude(
                 }));
             }
             host.leaving.decided(departure.uuid);
-            let word = departure.word.unwrap_or(Settlement::Keep);
             let told = tell(host, &departure, word).await;
             if told.is_ok() {
                 undefine(host, &departure).await;
