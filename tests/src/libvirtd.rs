@@ -195,6 +195,13 @@ impl Libvirtd {
         format!("{driver}+unix:///system?socket={}", socket.display())
     }
 
+    /// Returns the process ids, seen from outside, of the emulators that have a guest here, whatever libvirt says of it.
+    #[must_use]
+    pub fn emulators_of(&self, guest: &Guest) -> Vec<u32> {
+        let uuid = guest.uuid().to_string();
+        self.cell.processes_given(["-uuid", &uuid])
+    }
+
     /// Returns what QEMU and libvirt have written to a guest's log.
     #[must_use]
     pub fn log_of(&self, name: &str) -> String {
