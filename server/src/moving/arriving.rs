@@ -98,7 +98,8 @@ async fn settled(host: &Host, uuid: Uuid, deadline: Instant) -> Result<(), Fault
         heard.map_err(|_| {
             Fault::new(
                 Code::Busy,
-                format!("'{name}' was on its way here before, and {source} has not said yet how that ended; ask again later"),
+                format!("'{name}' was on its way here before, and that is not settled yet: {source} has not said how it ended, \
+                 or libvirt here has not removed what had arrived, which xmand's messages here tell; ask again later"),
             )
         })?;
     }
@@ -182,7 +183,7 @@ pub(crate) async fn settle(work: &Work, settle: Settle) -> Outcome {
     let done = match (settlement, stage) {
         (Settlement::Drop, Stage::Carried) => match host.carries.ended(&permit) {
             None => Err(Fault::new(Code::Busy, "it is still being carried")),
-            Some(since) => match hypervisors.drop_arrived(uri, uuid, deadline).await {
+            Some(since) => match dropped(host, &arrival, deadline).await {
                 Ok(false) if since < IN_FLIGHT => Err(Fault::new(
                     Code::Busy,
                     "what was asked of libvirt last may still be done",
@@ -213,6 +214,23 @@ pub(crate) async fn settle(work: &Work, settle: Settle) -> Outcome {
         put_to_rest(host, &permit).await?;
     }
     done.map(|()| Reply::Done)
+}
+
+/// Removes what has arrived. Where libvirt takes its time to say that it cannot, whoever asked has stopped waiting, so it is said here as well.
+async fn dropped(host: &Host, arrival: &Arrival, deadline: Instant) -> Result<bool, Fault> {
+    let Arrival {
+        hypervisor,
+        uuid,
+        name,
+        source,
+        ..
+    } = arrival;
+    let dropped = host.hypervisors.drop_arrived(hypervisor, *uuid, deadline);
+    dropped.await.inspect_err(|fault| {
+        tracing::warn!(
+            "'{name}' stays at {source}, and what had arrived of it is still here: {fault}"
+        );
+    })
 }
 
 /// Lets go of what has arrived of a domain: whoever does so knows that it runs nowhere else. What is still arriving is not let go of.

@@ -465,6 +465,10 @@ fn journey(site: &mut Site, guest: &Guest, mishap: Mishap, when: When) {
         Rest::Here => false,
         Rest::Phantom => {
             println!("{what}: {destination} has a phantom");
+            // libvirt takes half a minute to say so.
+            let said = |said: &str| said.lines().any(is_told_of_phantom).then_some(());
+            let told = to.host.stderr().find(Duration::from_secs(90), said);
+            assert!(told.is_some(), "{}", to.host.stderr().text());
             lay_to_rest(to.libvirtd, guest);
             rests(&from, &to, guest, &what, false) == Rest::There
         }
@@ -539,6 +543,11 @@ fn is_phantom(libvirtd: &Libvirtd, guest: &Guest) -> bool {
     let status = std::fs::read_to_string(status_of(libvirtd, guest)).unwrap_or_default();
     status.contains("<domstatus state='paused' reason='starting up' pid='0'>")
         && libvirtd.emulators_of(guest).is_empty()
+}
+
+/// Whether a line of xmand's tells what docs/OPERATING.md quotes.
+fn is_told_of_phantom(line: &str) -> bool {
+    line.contains("what had arrived of it is still here") && line.contains("state change lock")
 }
 
 /// Does what docs/OPERATING.md tells an administrator who has a phantom.
