@@ -403,6 +403,8 @@ enum When {
     Starting,
     /// It has.
     Started,
+    /// The guest stands still at the source, to go on at the destination.
+    ChangingOver,
 }
 
 impl When {
@@ -412,6 +414,7 @@ impl When {
                 self::percent(alice, from.host).is_some_and(|far| far >= percent)
             }
             Self::Starting => status_of(to.libvirtd, guest).exists(),
+            Self::ChangingOver => from.libvirtd.state(guest.name()) != "running",
             Self::Started => !to.libvirtd.emulators_of(guest).is_empty(),
         }
     }
@@ -567,6 +570,17 @@ fn a_destinations_libvirt_that_ends_while_it_starts_the_guest_leaves_one_that_ru
         for _ in 0..2 {
             journey(&mut site, &guest, Mishap::DestinationLibvirtd, when);
         }
+    }
+    guest.missed_no_number();
+}
+
+#[test]
+fn a_mishap_while_the_guest_changes_over_leaves_one_that_runs() {
+    let mut site = Site::new();
+    let guest = Guest::traveller("nomad");
+    site.hosts.alpha.run(&guest);
+    for mishap in Mishap::ALL {
+        journey(&mut site, &guest, mishap, When::ChangingOver);
     }
     guest.missed_no_number();
 }
