@@ -405,6 +405,8 @@ enum When {
     Started,
     /// The guest stands still at the source, to go on at the destination.
     ChangingOver,
+    /// The source has no emulator for it any more, and it may not run at the destination yet.
+    Gone,
 }
 
 impl When {
@@ -415,6 +417,7 @@ impl When {
             }
             Self::Starting => status_of(to.libvirtd, guest).exists(),
             Self::ChangingOver => from.libvirtd.state(guest.name()) != "running",
+            Self::Gone => from.libvirtd.emulators_of(guest).is_empty(),
             Self::Started => !to.libvirtd.emulators_of(guest).is_empty(),
         }
     }
@@ -581,6 +584,17 @@ fn a_mishap_while_the_guest_changes_over_leaves_one_that_runs() {
     site.hosts.alpha.run(&guest);
     for mishap in Mishap::ALL {
         journey(&mut site, &guest, mishap, When::ChangingOver);
+    }
+    guest.missed_no_number();
+}
+
+#[test]
+fn a_mishap_once_the_source_has_the_guest_no_more_leaves_one_that_runs() {
+    let mut site = Site::new();
+    let guest = Guest::traveller("nomad");
+    site.hosts.alpha.run(&guest);
+    for mishap in Mishap::ALL {
+        journey(&mut site, &guest, mishap, When::Gone);
     }
     guest.missed_no_number();
 }
