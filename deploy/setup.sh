@@ -13,6 +13,9 @@ tools="bash busybox-static cpio fish iproute2 man-db procps python3 python3-gssa
 hypervisor="libvirt-daemon libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu
     libvirt-daemon-driver-lxc qemu-system-x86 qemu-utils"
 
+# Not every release has all of these; what is missing, the tests of it say.
+batch="slurmctld slurm-client munge gridengine-master gridengine-client"
+
 # Newer releases split these off libvirt-daemon; older ones know no such packages.
 split_off="libvirt-daemon-lock libvirt-daemon-log"
 
@@ -63,6 +66,11 @@ known() {
             echo "$package"
         fi
     done
+}
+
+# Grid Engine wants a program that sends mail. Where there is none, this one is not a daemon.
+mailer() {
+    [ -e /usr/sbin/sendmail ] || echo msmtp-mta
 }
 
 simulate() {
@@ -145,7 +153,7 @@ write_source() {
 
 install_packages() {
     # shellcheck disable=SC2046,SC2086  # words are meant to be split
-    set -- $(missing $build $kerberos $tools $hypervisor)
+    set -- $(missing $build $kerberos $tools $hypervisor $batch)
     [ -e /usr/sbin/virtlogd ] || set -- "$@" libvirt-daemon-log
     if [ $# -eq 0 ]; then
         return
@@ -158,7 +166,7 @@ install_packages() {
     update
     forbid_services
     # shellcheck disable=SC2046,SC2086
-    set -- $(known $split_off) $(missing $build $kerberos $tools $hypervisor)
+    set -- $(known $split_off $(missing $batch)) $(missing $build $kerberos $tools $hypervisor) $(mailer)
     if simulate "$@"; then
         install "$@"
     else
@@ -176,7 +184,7 @@ install_with_backports() {
     update
     # libvirt-dev needs the very libvirt that will be installed. All in one go, so that nothing is fetched twice.
     # shellcheck disable=SC2046,SC2086
-    set -- $(missing $build $kerberos $tools | grep -v '^libvirt-dev$')
+    set -- $(missing $build $kerberos $tools | grep -v '^libvirt-dev$') $(known $(missing $batch)) $(mailer)
     [ $# -eq 0 ] || install "$@"
     # shellcheck disable=SC2046,SC2086
     set -- $(known $split_off) libvirt-dev $hypervisor

@@ -96,6 +96,8 @@ pub struct Cell {
     name: String,
     init: u32,
     network: bool,
+    /// Whether libvirt is to use control groups in it.
+    groups: bool,
     /// The name of the cell's control groups, where it has some.
     group: Option<String>,
     unshare: Process,
@@ -129,6 +131,13 @@ impl Cell {
     #[must_use]
     pub fn with_network(name: &str) -> Self {
         Self::open(name, true, false)
+    }
+
+    /// Opens a cell with a network and control groups of its own: in it libvirt can slow a guest down.
+    #[track_caller]
+    #[must_use]
+    pub fn with_network_and_groups(name: &str) -> Self {
+        Self::open(name, true, true)
     }
 
     #[track_caller]
@@ -180,6 +189,7 @@ impl Cell {
             name: name.to_owned(),
             init,
             network,
+            groups: containers,
             group,
             unshare,
             folder,
@@ -197,6 +207,12 @@ impl Cell {
     #[must_use]
     pub fn has_network(&self) -> bool {
         self.network
+    }
+
+    /// Returns whether libvirt can use control groups in the cell.
+    #[must_use]
+    pub fn has_groups(&self) -> bool {
+        self.groups
     }
 
     /// Returns the folder, seen from outside, under which the cell's private folders lie.

@@ -62,6 +62,12 @@ fn package_of(program: &str) -> &str {
         "ip" => "iproute2",
         "dpkg" | "apt-get" | "apt-cache" => "apt (the lab needs Debian or a child of it)",
         "script" | "setpriv" | "setsid" | "unshare" | "nsenter" | "mount" => "util-linux",
+        "sbatch" | "scancel" | "scontrol" | "sinfo" | "squeue" => "slurm-client",
+        "ldd" => "libc-bin",
+        "munged" => "munge",
+        "strip" => "binutils",
+        "sge_qmaster" => "gridengine-master",
+        "qconf" | "qdel" | "qhost" | "qmod" | "qstat" | "qsub" => "gridengine-client",
         other => other,
     }
 }
@@ -165,6 +171,22 @@ pub fn eventually<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Opti
             "did not happen within {limit:?}: {what}"
         );
         thread::sleep(POLL);
+    }
+}
+
+/// Waits until something is so, and describes only when it did not come true what should have.
+#[track_caller]
+pub(crate) fn eventually_or(
+    what: impl Fn() -> String,
+    limit: Duration,
+    mut is_so: impl FnMut() -> bool,
+) {
+    let end = Instant::now() + limit;
+    while !is_so() {
+        if Instant::now() >= end {
+            panic!("did not happen within {limit:?}: {}", what());
+        }
+        thread::sleep(10 * POLL);
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::child::{Outcome, PATIENCE, command, eventually, profile_folder, program, run};
 use crate::container::is_static;
@@ -25,6 +25,9 @@ pub struct Guest {
     travels: bool,
     emulator: Option<String>,
     extra: String,
+    /// What it boots, where that is not the lab's own counter.
+    initrd: Option<PathBuf>,
+    devices: String,
     scratch: Scratch,
 }
 
@@ -44,13 +47,15 @@ impl Guest {
             travels: false,
             emulator: None,
             extra: String::new(),
+            initrd: None,
+            devices: String::new(),
             scratch: Scratch::new("guest"),
         }
     }
 
     /// Returns a guest that boots Linux in two or three seconds, writes `count N` to its serial line ten times a
     /// second, answers `heard WORD` to a line there, balloons, brings new vcpus online, names its disks and network interfaces there
-    /// whenever they change (`devices vda lo.`), and obeys the power button.
+    /// whenever they change (`devices vda lo.`), and obeys the power button. To a channel for an agent it holds one that is silent.
     #[must_use]
     pub fn booted(name: &str) -> Self {
         Self {
@@ -115,6 +120,18 @@ impl Guest {
         self
     }
 
+    /// Lets the guest boot this instead of the lab's counter, and adds devices. Whether it is up, others know.
+    pub(crate) fn boots_node(&mut self, initrd: PathBuf, devices: &str) {
+        self.boots = true;
+        self.initrd = Some(initrd);
+        devices.clone_into(&mut self.devices);
+    }
+
+    /// Returns the folder of the guest's files.
+    pub(crate) fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
     /// Returns the domain's name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -139,10 +156,15 @@ impl Guest {
             vcpus,
             max_vcpus,
             extra,
+            devices,
             ..
         } = self;
-        let kernel = if self.boots {
-            Kernel::cached().xml(if self.has_login { "login" } else { "" })
+        let kernel = if let Some(initrd) = &self.initrd {
+            // A busy machine may keep the timer from the guest just while it looks whether there is one.
+            Kernel::cached().xml(initrd, "no_timer_check")
+        } else if self.boots {
+            let kernel = Kernel::cached();
+            kernel.xml(&kernel.initrd, if self.has_login { "login" } else { "" })
         } else {
             String::new()
         };
@@ -182,6 +204,7 @@ impl Guest {
     <serial type='pty'><log file='{serial}' append='on'/><target port='0'/></serial>
     <console type='pty'><target type='serial' port='0'/></console>
     <memballoon model='virtio'><stats period='1'/></memballoon>
+    {devices}
   </devices>
   {arguments}
 </domain>
@@ -236,12 +259,21 @@ impl Guest {
     /// Waits until the guest has written this to its serial line.
     #[track_caller]
     pub fn wait_until_said(&self, text: &str) {
-        eventually(&format!("{} says {text:?}", self.name), PATIENCE, || {
-            self.said().contains(text).then_some(())
-        });
+        let end = Instant::now() + PATIENCE;
+        while !self.said().contains(text) {
+            assert!(
+                Instant::now() < end,
+                "{} did not say {text:?} within {PATIENCE:?}, but last:\n{}",
+                self.name,
+                self.last_words()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
-    fn last_words(&self) -> String {
+    /// Returns the end of what the guest has written to its serial line.
+    #[must_use]
+    pub fn last_words(&self) -> String {
         let said = self.said();
         let lines: Vec<_> = said.lines().collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
@@ -331,13 +363,15 @@ const HOTPLUG: (&str, &str) = (
 
 /// A Linux kernel of the distribution, and an initial RAM disk with busybox and the modules it needs.
 #[derive(Debug)]
-struct Kernel {
-    vmlinuz: PathBuf,
+pub(crate) struct Kernel {
+    pub(crate) vmlinuz: PathBuf,
+    /// The distribution's packages, unpacked: there the modules are.
+    pub(crate) unpacked: PathBuf,
     initrd: PathBuf,
 }
 
 /// Modules in the order of their dependencies; those built into a kernel are not there as files.
-const MODULES: [&str; 12] = [
+pub(crate) const MODULES: [&str; 13] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_modern_dev",
@@ -348,6 +382,7 @@ const MODULES: [&str; 12] = [
     "failover",
     "net_failover",
     "virtio_net",
+    "virtio_console",
     "button",
     "evdev",
 ];
@@ -385,6 +420,10 @@ done
     done
     sleep 0.3
 done) &
+# An agent that is there, takes what it is asked, and never answers.
+for port in /dev/vport*; do
+    if [ -e $port ]; then exec 6<>$port; echo "silent agent"; fi
+done
 (known=; while :; do
     now=$(echo $(ls /sys/block /sys/class/net | grep -v :))
     if [ "$now" != "$known" ]; then echo "devices $now."; known=$now; fi
@@ -399,7 +438,7 @@ done
 impl Kernel {
     /// Returns the kernel, fetching and building what is not in the lab's cache.
     #[track_caller]
-    fn cached() -> &'static Self {
+    pub(crate) fn cached() -> &'static Self {
         static KERNEL: OnceLock<Kernel> = OnceLock::new();
         KERNEL.get_or_init(|| {
             let folder = lab_cache().join("kernel");
@@ -418,16 +457,17 @@ impl Kernel {
             let initrd = build_initrd(&unpacked);
             Self {
                 vmlinuz: entry(&unpacked.join("boot"), "vmlinuz"),
+                unpacked,
                 initrd,
             }
         })
     }
 
-    fn xml(&self, more: &str) -> String {
+    fn xml(&self, initrd: &Path, more: &str) -> String {
         format!(
             "<kernel>{}</kernel><initrd>{}</initrd><cmdline>console=ttyS0 quiet panic=-1 {more}</cmdline>",
             self.vmlinuz.display(),
-            self.initrd.display()
+            initrd.display()
         )
     }
 }
@@ -461,14 +501,14 @@ fn unpack_kernel(folder: &Path, unpacked: &Path) {
     }
 }
 
-fn update_package_lists() {
+pub(crate) fn update_package_lists() {
     let mut update = command("apt-get");
     update.args(["-q", "update"]);
     // Whether it was enough, the next step tells.
     let _ = run(with_proxies(update), b"", 5 * PATIENCE);
 }
 
-fn apt_get_in(mut apt_get: Command, folder: &Path) -> Command {
+pub(crate) fn apt_get_in(mut apt_get: Command, folder: &Path) -> Command {
     apt_get.current_dir(folder);
     with_proxies(apt_get)
 }
@@ -541,25 +581,31 @@ fn build_initrd(unpacked: &Path) -> PathBuf {
     let order: String = order.iter().map(|name| format!("{name}.ko\n")).collect();
     scratch.write("root/modules/order", order);
 
-    let mut cpio = command("sh");
     let initrd = unpacked.with_file_name("initrd");
     let draft = unpacked.with_file_name("initrd.draft");
+    pack(&root, &draft);
+    fs::rename(draft, &initrd).expect("our own folder");
+    initrd
+}
+
+/// Packs a tree into an archive from which Linux starts.
+#[track_caller]
+pub(crate) fn pack(tree: &Path, archive: &Path) {
+    let mut cpio = command("sh");
     cpio.args([
         "-c",
         "cd \"$1\" && find . | cpio -o -H newc --quiet > \"$2\"",
         "sh",
     ])
-    .arg(&root)
-    .arg(&draft);
+    .arg(tree)
+    .arg(archive);
     let _ = program("cpio");
     run(cpio, b"", PATIENCE).success();
-    fs::rename(draft, &initrd).expect("our own folder");
-    initrd
 }
 
 /// Adds a module, unpacked, if the kernel has it as a file.
 #[track_caller]
-fn add_module(unpacked: &Path, name: &str, root: &Path) -> bool {
+pub(crate) fn add_module(unpacked: &Path, name: &str, root: &Path) -> bool {
     let mut find = command("find");
     find.arg(unpacked).args(["-name", &format!("{name}.ko*")]);
     let found = run(find, b"", PATIENCE).success().stdout();

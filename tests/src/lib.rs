@@ -46,8 +46,29 @@
 //! two of them on one wire, between which guests can migrate. [`Guest::tiny`] costs nothing; [`Guest::booted`] runs
 //! Linux, counts on its serial line ([`Guest::keeps_counting`]), balloons, takes vcpus and obeys the power button;
 //! [`Guest::with_login`] has a login and a shell there.
-//! [`Libvirtd::with_containers`] runs a [`Container`] on [`LXC`] beside them, and `beside(&libvirtd).uris(&[QEMU, LXC])` gives a
+//! [`Libvirtd::with_cpu_groups`] bounds its guests' CPU time. [`Libvirtd::with_containers`] runs a [`Container`] on [`LXC`] beside them, and `beside(&libvirtd).uris(&[QEMU, LXC])` gives a
 //! host both.
+//!
+//! # Batch systems
+//! [`Site::new`] is a machine with libvirt, whose guests are on one wire with it, and a desk: `Host::builder().beside(&site.alpha)` puts
+//! an xmand there. [`Slurm::builder`] and [`GridEngine::builder`] run the controller at the desk and the daemon for jobs in
+//! each [`Node`], a guest with a small Debian, which takes files and programs of the test's choice and runs commands ([`Node::sh`]).
+//! Jobs count where [`Guest::keeps_counting`] looks:
+//!
+//! ```no_run
+//! use xman_tests::{Node, PATIENCE, Realm, Site, Slurm};
+//!
+//! let site = Site::new(Realm::shared());
+//! let slurm = Slurm::builder()
+//!     .slurmd_timeout(10)
+//!     .node(Node::new("grid1"))
+//!     .node(Node::new("grid2"))
+//!     .hook_at_desk("PrologSlurmctld", "#!/bin/sh\nexit 0\n")
+//!     .start(&site);
+//! let job = slurm.count_on("grid1", "low", 100);
+//! slurm.wait_job(job, "COMPLETED", PATIENCE);
+//! slurm.node("grid1").guest().missed_no_number();
+//! ```
 //!
 //! # Order
 //! Everything runs as child processes with an environment of their own, ends when its value is dropped, and also when the
@@ -68,11 +89,16 @@ mod cell;
 mod child;
 mod container;
 mod embed;
+mod gridengine;
 mod guest;
 mod host;
+mod image;
 mod libvirtd;
+mod node;
 mod realm;
 mod scratch;
+mod site;
+mod slurm;
 mod syslog;
 mod terminal;
 mod user;
@@ -84,12 +110,16 @@ pub use child::{
 };
 pub use container::Container;
 pub use embed::Embed;
+pub use gridengine::{GridEngine, GridEngineBuilder};
 pub use guest::Guest;
 pub use host::{Host, HostBuilder, shell};
 pub use libvirtd::{Hosts, LXC, Libvirtd, QEMU};
+pub use node::Node;
 pub use realm::Realm;
 pub use rustix::process::Signal;
 pub use scratch::Scratch;
+pub use site::Site;
+pub use slurm::{Slurm, SlurmBuilder};
 pub use syslog::{Records, Rsyslog, Syslog, took};
 pub use terminal::Terminal;
 pub use user::{Call, Reach, User};

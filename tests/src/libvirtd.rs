@@ -43,6 +43,16 @@ impl Libvirtd {
         Self::inside(Cell::new("solo"), false, None)
     }
 
+    /// Starts one whose guests have control groups for their CPU time, so that quotas and shares are the kernel's.
+    ///
+    /// The cell is one with groups of its own, as for containers; guests of all other libvirtds here have none.
+    #[track_caller]
+    #[must_use]
+    pub fn with_cpu_groups() -> Self {
+        let cell = Cell::with_containers("solo");
+        Self::inside(cell, false, None)
+    }
+
     /// Starts one that runs containers as well, on [`LXC`].
     #[track_caller]
     #[must_use]
@@ -56,8 +66,10 @@ impl Libvirtd {
         libvirtd
     }
 
+    /// Starts one in a cell with a network, which people call from a desk, and which slows guests down by control groups where the
+    /// cell has its own.
     #[track_caller]
-    fn inside(cell: Cell, listens: bool, desk: Option<Arc<Cell>>) -> Self {
+    pub(crate) fn inside(cell: Cell, listens: bool, desk: Option<Arc<Cell>>) -> Self {
         write_config(&cell, listens);
         let cache = cell.outside("/var/cache/libvirt/qemu/capabilities");
         let known = capabilities::lend(&cache);
@@ -362,7 +374,17 @@ auth_tcp = \"none\"
             u8::from(listens)
         ),
     );
-    write("/etc/libvirt/qemu.conf", QEMU_CONF);
+    // Guests elsewhere have none: they would be the machine's, and stay behind.
+    let controllers = if cell.has_groups() {
+        "[\"cpu\", \"cpuacct\"]"
+    } else {
+        "[]"
+    };
+    let conf = QEMU_CONF.replace(
+        "cgroup_controllers = []",
+        &format!("cgroup_controllers = {controllers}"),
+    );
+    write("/etc/libvirt/qemu.conf", &conf);
 }
 
 /// Guests run as root and unconfined: their files lie in folders that only the lab knows.

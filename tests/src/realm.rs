@@ -184,8 +184,32 @@ impl Realm {
     #[track_caller]
     #[must_use]
     pub fn serve_in(&self, cell: &Cell) -> Process {
+        self.serve(cell, "kdc.conf")
+    }
+
+    /// Does what [`Realm::serve_in`] does, on all addresses of the cell, so that guests on its network reach the KDC as well: by the
+    /// krb5.conf of [`Realm::krb5_conf_by`].
+    #[track_caller]
+    #[must_use]
+    pub fn serve_around(&self, cell: &Cell) -> Process {
+        let conf = read_or_empty(&self.scratch.path().join("kdc.conf"));
+        let wide = conf.replace("kdc_tcp_listen = 127.0.0.1:", "kdc_tcp_listen = 0.0.0.0:");
+        self.scratch.write("kdc-wide.conf", wide);
+        self.serve(cell, "kdc-wide.conf")
+    }
+
+    /// Returns the text of a krb5.conf with which programs find this realm's KDC at this address.
+    #[must_use]
+    pub fn krb5_conf_by(&self, address: &str) -> String {
+        let conf = read_or_empty(&self.krb5_conf());
+        conf.replace("kdc = 127.0.0.1:", &format!("kdc = {address}:"))
+    }
+
+    #[track_caller]
+    fn serve(&self, cell: &Cell, conf: &str) -> Process {
         let mut kdc = cell.command_bare(&program("krb5kdc"));
         self.serve_env(&mut kdc);
+        kdc.env("KRB5_KDC_PROFILE", self.scratch.path().join(conf));
         kdc.arg("-n");
         let process = Process::start(kdc);
         process.stderr().wait_for(PATIENCE, "commencing operation");

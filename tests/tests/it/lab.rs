@@ -1,7 +1,7 @@
 //! The lab itself: what every other test rests on.
 
 use std::os::unix::net::UnixDatagram;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use xman_tests::{
     Embed, Guest, Host, Hosts, Libvirtd, PATIENCE, Process, Realm, Records, Rsyslog, Scratch,
@@ -355,4 +355,29 @@ fn descendants(pid: u32) -> Vec<(u32, String)> {
 fn command_line(pid: u32) -> String {
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&line).replace('\0', " ")
+}
+
+#[test]
+fn guest_with_cpu_groups_gets_no_more_than_its_quota_and_counts_on() {
+    let libvirtd = Libvirtd::with_cpu_groups();
+    let guest = Guest::booted("slow");
+    libvirtd.run(&guest);
+    let told = ["schedinfo", "slow", "--live", "--set", "global_quota=5000"];
+    libvirtd.virsh(&told).success();
+    let used = || -> f64 {
+        let said = libvirtd.virsh(&["domstats", "--cpu-total", "slow"]);
+        let said = said.success().stdout();
+        let line = said
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("cpu.time="));
+        line.and_then(|time| time.parse().ok()).expect("its time")
+    };
+    let (before, began) = (used(), Instant::now());
+    guest.keeps_counting();
+    eventually("some seconds pass", PATIENCE, || {
+        (began.elapsed() > Duration::from_secs(5)).then_some(())
+    });
+    let share = (used() - before) / began.elapsed().as_nanos() as f64;
+    assert!((0.01..0.08).contains(&share), "a twentieth, not {share}");
+    guest.keeps_counting();
 }

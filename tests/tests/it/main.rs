@@ -12,6 +12,7 @@ mod access;
 mod attack;
 mod audit;
 mod authorization;
+mod batch_lab;
 mod completion;
 mod console;
 mod devices;
