@@ -49,8 +49,9 @@ audit: ## Known advisories; needs the advisory database.
 test: check build ## Everything, against real services.
 	PROPTEST_RNG_SEED=9626 $(CARGO) test --workspace --locked
 
-bench: release ## What a decision costs, and a guest's way to another host.
+bench: release ## What a decision costs, how long a job waits for its room, and a guest's way to another host.
 	$(CARGO) bench --locked -p xman-policy
+	$(CARGO) bench --locked -p xman-tests --bench schedule
 	$(CARGO) bench --locked -p xman-tests --bench migration
 
 demo: release ## A throwaway realm, a real guest, a refused stranger, the audit.
@@ -74,6 +75,7 @@ install: ## Installs what `make release` built (PREFIX, DESTDIR).
 	chmod 0644 $(UNIT)/xmand.service
 	install -D -m 0644 deploy/xmand.toml $(ETC)/xmand.toml.example
 	install -D -m 0644 deploy/rxm.toml $(ETC)/rxm.toml.example
+	install -m 0644 docs/SCHEDULING.md $(SHARE)/doc/xman/
 	install -D -m 0644 deploy/rsyslog-xman.conf $(SHARE)/doc/xman/rsyslog-xman.conf
 	install -D -m 0644 policy/schema.cedarschema $(SHARE)/xman/schema.cedarschema
 	install -d $(SHARE)/doc/xman/policy

@@ -22,7 +22,7 @@ only '\blibgssapi::' 'only gss.rs names libgssapi' common/src/gss.rs
 only '\b(virt|virt_sys)::' 'only hypervisor/ names virt' server/src/hypervisor/
 only '\bsyslog::' 'only audit.rs writes to syslog' server/src/audit.rs
 only '\bbincode::' 'only codec.rs names bincode' common/src/codec.rs
-only '\brusqlite::' 'only store.rs names SQLite' server/src/store.rs
+only '\brusqlite::' 'only store.rs names SQLite' server/src/store
 only '\bunsafe\b' 'unsafe code stands in files of its own' server/src/hypervisor/ffi.rs
 only '\broxmltree::' 'XML is read in hypervisor/ alone, and by rxm edit what an editor left' server/src/hypervisor/ client/src/bin/rxm/edit.rs
 only 'Grant \{' 'only policy makes a Grant' policy/src/

@@ -42,6 +42,9 @@ pub enum BadHosts {
     /// What stands in brackets is no list of numbers and ranges.
     #[error("'[{0}]' is no list of numbers and ranges such as [1-3,7] or [0-20/5]")]
     Range(String),
+    /// What nodes of a batch system are not written with.
+    #[error("nodes are written like cloud[1-3,7],x[01-10], without '{0}'")]
+    Node(char),
     /// The set is bigger than any fleet.
     #[error("that is more than {MAX_HOSTS} hosts")]
     TooMany,
@@ -145,6 +148,19 @@ impl HostSet {
     /// Returns the hosts.
     pub fn into_addresses(self) -> Vec<Address> {
         self.addresses
+    }
+
+    /// Reads the nodes of a batch system as it writes them (`cloud[1-3,7],x[01-10]`): names alone, without groups, ports and exceptions.
+    pub fn nodes(text: &str) -> Result<Vec<HostName>, BadHosts> {
+        if let Some(foreign) = text.chars().find(|c| matches!(c, '@' | '!' | ':')) {
+            return Err(BadHosts::Node(foreign));
+        }
+        let set = Self::parse(text, &|_| None)?;
+        Ok(set
+            .addresses
+            .into_iter()
+            .map(|address| address.host)
+            .collect())
     }
 
     fn take(
@@ -387,6 +403,22 @@ mod tests {
         check("@grid ! skirit[80-81] ! @old", &["skirit82"]);
         check("Skirit80,sKIRIT80", &["Skirit80"]);
         check("@empty", &[]);
+    }
+
+    #[test]
+    fn nodes_are_names_alone() {
+        let nodes = |text: &str| {
+            HostSet::nodes(text)
+                .map(|nodes| nodes.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            nodes("cloud[1-3,7],x[09-10]").unwrap(),
+            ["cloud1", "cloud2", "cloud3", "cloud7", "x09", "x10"]
+        );
+        assert_eq!(nodes("").unwrap(), Vec::<String>::new());
+        for (text, found) in [("@grid", '@'), ("a!b", '!'), ("a:1", ':'), ("::1", ':')] {
+            assert_eq!(nodes(text).unwrap_err(), BadHosts::Node(found), "{text}");
+        }
     }
 
     #[test]

@@ -88,6 +88,97 @@
 //! }
 //! ```
 //!
+//! # Make room for a job
+//!
+//! A [`LeaseKey`](protocol::LeaseKey) names one run of one job, and the same key is the same lease whatever the call's id: who has lost the answer, or was told
+//! `Pending`, asks again with the key and nothing else. A refusal is an answer and no error, with what to do about it.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//!
+//! use xman_client::Caller;
+//! use xman_client::protocol::{LeaseAnswer, LeaseBegin, LeaseEnd, LeaseKey, Reply, Request, Then};
+//!
+//! /// What a prologue tells its batch system.
+//! enum Prologue { Go, Requeue, Fail }
+//!
+//! async fn begin(caller: &mut Caller, key: &LeaseKey) -> Result<Prologue, Box<dyn std::error::Error>> {
+//!     let begin = Request::LeaseBegin(LeaseBegin {
+//!         key: key.clone(),
+//!         domain: "grid-1".parse()?,
+//!         user: Some("alice@EXAMPLE.ORG".parse()?),
+//!         preemptible: None, // as the domain's class says
+//!         ends_in_ms: None,  // only with its end
+//!         reserve: false,
+//!         wait: true,
+//!     });
+//!     loop {
+//!         caller.rest();
+//!         let Reply::Lease(answer) = caller.ask(&begin, |_| ControlFlow::Continue(())).await? else {
+//!             return Err("that was no answer to this question".into());
+//!         };
+//!         match answer {
+//!             LeaseAnswer::Granted(lease) => {
+//!                 println!("{} gave way for {}", lease.victims.len(), lease.key);
+//!                 return Ok(Prologue::Go);
+//!             }
+//!             // It was waited for until the deadline, and others still give way.
+//!             LeaseAnswer::Pending(_) => {}
+//!             LeaseAnswer::Refused { why, then } => {
+//!                 eprintln!("{key}: {why}; {}", then.name());
+//!                 return Ok(match then {
+//!                     Then::Later | Then::Elsewhere => Prologue::Requeue,
+//!                     Then::Never => Prologue::Fail,
+//!                 });
+//!             }
+//!         }
+//!     }
+//! }
+//!
+//! /// May be said as often as one likes: a lease that is not there has ended well.
+//! async fn end(caller: &mut Caller, key: LeaseKey) -> Result<(), Box<dyn std::error::Error>> {
+//!     let end = Request::LeaseEnd(LeaseEnd { key, domain: None });
+//!     caller.ask(&end, |_| ControlFlow::Continue(())).await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # See how domains stand towards jobs
+//!
+//! The rows come as items, and the reply has the room of the whole host. A [`StatusRow`](protocol::StatusRow) writes itself as Magrathea's status of one line.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//!
+//! use xman_client::{Caller, Event};
+//! use xman_client::protocol::{Item, Reply, Request, Status};
+//!
+//! async fn status(caller: &mut Caller) -> Result<(), Box<dyn std::error::Error>> {
+//!     let status = Request::Status(Status { patterns: vec!["grid-*".into()] });
+//!     let mut rows = Vec::new();
+//!     let reply = caller
+//!         .ask(&status, |event| {
+//!             match event {
+//!                 // The connection broke: what came so far comes again.
+//!                 Event::Again => rows.clear(),
+//!                 Event::Items(items) => rows.extend(items),
+//!                 _ => {}
+//!             }
+//!             ControlFlow::Continue(())
+//!         })
+//!         .await?;
+//!     for row in &rows {
+//!         if let Item::Status(row) = row {
+//!             println!("{} {row}", row.name);
+//!         }
+//!     }
+//!     if let Reply::Room(room) = reply {
+//!         println!("{} of {} CPUs are with jobs", room.used_cpus, room.cpus);
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
 //! # Follow what happens, and go on where one was
 //!
 //! Each event has a cursor. Who keeps the last one and hands it in as `since` misses nothing; where the host does not know any more what was between,

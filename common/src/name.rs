@@ -14,6 +14,8 @@ pub const MAX_DOMAIN_NAME: usize = 240;
 pub const MAX_HOST_NAME: usize = 253;
 /// The longest tag accepted, in bytes.
 pub const MAX_TAG: usize = 63;
+/// The longest id of a batch system's job accepted, in bytes.
+pub const MAX_JOB_ID: usize = 128;
 /// The longest value of a label accepted, in bytes.
 pub const MAX_LABEL_VALUE: usize = 255;
 
@@ -248,6 +250,7 @@ as_text!(Principal, text);
 as_text!(DomainName, 0);
 as_text!(HostName, 0);
 as_text!(Tag, 0);
+as_text!(JobId, 0);
 as_text!(LabelValue, 0);
 as_text!(LinkName, 0);
 as_text!(Mac, 0);
@@ -278,6 +281,28 @@ impl FromStr for Tag {
                 found: text.chars().take(1).collect(),
             });
         }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// A batch system's own name for a job, as `4711` or `12[3].pbs01`: printable ASCII without blanks and slashes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct JobId(String);
+
+impl JobId {
+    /// Returns the id.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for JobId {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        bounded(text, "job's id", MAX_JOB_ID)?;
+        refuse(text, "job's id", |c| !c.is_ascii_graphic() || c == '/')?;
         Ok(Self(text.to_owned()))
     }
 }

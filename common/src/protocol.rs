@@ -8,6 +8,7 @@ use uuid::Uuid;
 pub use answers::*;
 pub use arguments::*;
 pub use fault::*;
+pub use schedule::*;
 
 use crate::{
     codec,
@@ -17,6 +18,7 @@ use crate::{
 mod answers;
 mod arguments;
 mod fault;
+mod schedule;
 
 /// The one version spoken today.
 pub const VERSION: u16 = 1;
@@ -342,6 +344,26 @@ verbs! {
     43 "carry" Carry(Carry) Stream;
     /// That host's word on where the domain is, by the same permit.
     44 "settle" Settle(Settle) Change;
+    /// A job begins in a domain, and others give way for it.
+    45 "lease-begin" LeaseBegin(LeaseBegin) Change;
+    /// It has ended, and they come back.
+    46 "lease-end" LeaseEnd(LeaseEnd) Change;
+    /// The leases.
+    47 "lease-list" LeaseList(LeaseList) Read;
+    /// Holds a domain back, as deep as its class goes or as is said.
+    48 "preempt" Preempt(Preempt) Change;
+    /// Lets go of it again; it runs once nobody holds it.
+    49 "resume" Resume(Resume) Change;
+    /// Writes a domain's memory to its image and gives it back; what it needs to return is kept for it.
+    50 "freeze" Freeze(Preempt) Change;
+    /// Brings it back.
+    51 "thaw" Thaw(Resume) Change;
+    /// How the domains stand towards jobs.
+    52 "status" Status(Status) Read;
+    /// Ends the leases of jobs that a batch system has no more.
+    53 "reconcile" Reconcile(Reconcile) Change;
+    /// Lets the host take no new leases and start nothing, or all again.
+    54 "maintenance" Maintenance(SetMaintenance) Change;
 }
 
 impl Verb {
@@ -397,6 +419,9 @@ impl Request {
             Request::Owner(set) => Some(&set.domain),
             Request::Label(set) => Some(&set.domain),
             Request::Class(set) => Some(&set.domain),
+            Request::LeaseBegin(begin) => Some(&begin.domain),
+            Request::Preempt(preempt) | Request::Freeze(preempt) => Some(&preempt.domain),
+            Request::Resume(resume) | Request::Thaw(resume) => Some(&resume.domain),
             // What they ask about is looked at through the eyes of the one they ask about.
             Request::Explain(_) | Request::ExplainOther(_) => None,
             Request::Whoami(_)
@@ -413,7 +438,12 @@ impl Request {
             | Request::Events(_)
             | Request::MigrateIn(_)
             | Request::Carry(_)
-            | Request::Settle(_) => None,
+            | Request::Settle(_)
+            | Request::LeaseEnd(_)
+            | Request::LeaseList(_)
+            | Request::Status(_)
+            | Request::Reconcile(_)
+            | Request::Maintenance(_) => None,
         }
     }
 
@@ -430,7 +460,9 @@ impl Request {
         match self {
             Request::Create(create) => xml(&create.xml),
             Request::Define(define) => xml(&define.xml),
-            Request::List(List { patterns, .. }) | Request::Events(Events { patterns, .. })
+            Request::List(List { patterns, .. })
+            | Request::Events(Events { patterns, .. })
+            | Request::Status(Status { patterns })
                 if patterns.len() > MAX_PATTERNS =>
             {
                 refuse(
@@ -441,7 +473,9 @@ impl Request {
                     ),
                 )
             }
-            Request::List(List { patterns, .. }) | Request::Events(Events { patterns, .. })
+            Request::List(List { patterns, .. })
+            | Request::Events(Events { patterns, .. })
+            | Request::Status(Status { patterns })
                 if patterns.iter().any(|p| p.len() > MAX_PATTERN) =>
             {
                 refuse(
@@ -501,6 +535,24 @@ impl Request {
                 Code::TooLarge,
                 format!("a path has at most {MAX_PATH} bytes"),
             ),
+            Request::LeaseBegin(LeaseBegin {
+                reserve: true,
+                ends_in_ms: None,
+                ..
+            }) => refuse(
+                Code::BadRequest,
+                "room is kept for a time, and none was said".to_owned(),
+            ),
+            Request::Freeze(Preempt {
+                depth: Some(depth), ..
+            }) if *depth != Depth::Freeze => refuse(
+                Code::BadRequest,
+                format!("to freeze is not to {depth}; `preempt` takes a depth"),
+            ),
+            Request::Reconcile(Reconcile { running, .. }) if running.len() > MAX_RUNNING => refuse(
+                Code::TooLarge,
+                format!("a list names at most {MAX_RUNNING} jobs"),
+            ),
             Request::List(_)
             | Request::Class(_)
             | Request::Explain(_)
@@ -540,7 +592,17 @@ impl Request {
             | Request::Events(_)
             | Request::MigrateIn(_)
             | Request::Carry(_)
-            | Request::Settle(_) => Ok(()),
+            | Request::Settle(_)
+            | Request::LeaseBegin(_)
+            | Request::LeaseEnd(_)
+            | Request::LeaseList(_)
+            | Request::Preempt(_)
+            | Request::Resume(_)
+            | Request::Freeze(_)
+            | Request::Thaw(_)
+            | Request::Status(_)
+            | Request::Reconcile(_)
+            | Request::Maintenance(_) => Ok(()),
         }
     }
 }

@@ -18,17 +18,19 @@ use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 use xman_common::{
     codec::{self, CodecError},
-    name::{DomainName, DomainRef, HostName, Principal, Tag},
+    name::{DomainName, DomainRef, HostName, JobId, Principal, Tag},
     protocol::{
         About, Ask, Attach, Attached, Autostart, Call, CallHeader, Carry, Code, Console,
-        ConsoleNews, Create, Cursor, Define, Describe, Detach, Device, Disk, DiskFormat, Dmesg,
-        DomainRow, DomainState, Effect, EventRow, Events, Explain, ExplainOther, ExplainStep,
-        Explanation, Fault, FromCaller, FromHost, Gap, Happening, Hello, HostInfo, HypervisorInfo,
-        HypervisorTrouble, Identity, ImageRow, Images, Info, Interface, Item, JobList, JobRow,
-        JobState, Link, List, MAX_PATTERN, MAX_PATTERNS, MAX_XML, MemSet, Metadata, Migrate,
-        MigrateIn, OnDomain, OnImage, OnJob, Permit, Progress, Rename, Reply, Request, RestoreFrom,
-        SaveTo, SetClass, SetLabels, SetOwners, Settle, Settlement, Start, Undefine, Unpause,
-        VcpuSet, Verb, Way, Welcome, Whoami,
+        ConsoleNews, Create, Cursor, Define, Depth, Describe, Detach, Device, Disk, DiskFormat,
+        Dmesg, DomainRow, DomainState, Effect, EventRow, Events, Explain, ExplainOther,
+        ExplainStep, Explanation, Fault, FromCaller, FromHost, Gap, Happening, Hello, HoldRow,
+        Holder, HostInfo, HypervisorInfo, HypervisorTrouble, Identity, ImageRow, Images, Info,
+        Interface, Item, JobKey, JobList, JobRow, JobState, LeaseAnswer, LeaseBegin, LeaseEnd,
+        LeaseKey, LeaseList, LeaseRow, LeaseState, Link, List, MAX_PATTERN, MAX_PATTERNS,
+        MAX_RUNNING, MAX_XML, Maintenance, MemSet, Metadata, Migrate, MigrateIn, OnDomain, OnImage,
+        OnJob, Permit, Preempt, Progress, Reconcile, Rename, Reply, Request, RestoreFrom, Resume,
+        Room, SaveTo, SetClass, SetLabels, SetMaintenance, SetOwners, Settle, Settlement, Standing,
+        Start, Status, StatusRow, Then, Undefine, Unpause, VcpuSet, Verb, Way, Welcome, Whoami,
     },
     wire::MAX_SEALED,
 };
@@ -115,6 +117,14 @@ fn arguments(request: &Request) -> Sample {
         Request::Class(arguments) => typed(request, arguments),
         Request::Explain(arguments) => typed(request, arguments),
         Request::ExplainOther(arguments) => typed(request, arguments),
+        Request::LeaseBegin(arguments) => typed(request, arguments),
+        Request::LeaseEnd(arguments) => typed(request, arguments),
+        Request::LeaseList(arguments) => typed(request, arguments),
+        Request::Preempt(arguments) | Request::Freeze(arguments) => typed(request, arguments),
+        Request::Resume(arguments) | Request::Thaw(arguments) => typed(request, arguments),
+        Request::Status(arguments) => typed(request, arguments),
+        Request::Reconcile(arguments) => typed(request, arguments),
+        Request::Maintenance(arguments) => typed(request, arguments),
     }
 }
 
@@ -155,6 +165,25 @@ fn cursor() -> Cursor {
         book: call(),
         number: 17,
     }
+}
+
+fn slurm() -> Tag {
+    "slurm".parse().unwrap()
+}
+
+fn key() -> LeaseKey {
+    LeaseKey {
+        job: JobKey {
+            system: slurm(),
+            cluster: "grid".parse().unwrap(),
+            id: "4711".parse().unwrap(),
+        },
+        run: 2,
+    }
+}
+
+fn job_id(id: &str) -> JobId {
+    id.parse().unwrap()
 }
 
 /// Requests for every verb: who adds one is made to add it here.
@@ -395,6 +424,89 @@ fn requests() -> Vec<Request> {
                 })
             })
             .into(),
+        Verb::LeaseBegin => vec![
+            Request::LeaseBegin(LeaseBegin {
+                key: key(),
+                domain: by_uuid(),
+                user: Some(alice()),
+                preemptible: Some(true),
+                ends_in_ms: None,
+                reserve: false,
+                wait: true,
+            }),
+            Request::LeaseBegin(LeaseBegin {
+                key: key(),
+                domain: by_name(),
+                user: None,
+                preemptible: None,
+                ends_in_ms: Some(30_000),
+                reserve: true,
+                wait: false,
+            }),
+        ],
+        Verb::LeaseEnd => vec![
+            Request::LeaseEnd(LeaseEnd {
+                key: key(),
+                domain: None,
+            }),
+            Request::LeaseEnd(LeaseEnd {
+                key: key(),
+                domain: Some(DomainRef::Uuid(uuid())),
+            }),
+        ],
+        Verb::LeaseList => vec![
+            Request::LeaseList(LeaseList::default()),
+            Request::LeaseList(LeaseList {
+                system: Some(slurm()),
+                key: Some(key()),
+            }),
+        ],
+        Verb::Preempt => Depth::ALL
+            .iter()
+            .map(|depth| {
+                Request::Preempt(Preempt {
+                    domain: by_uuid(),
+                    depth: Some(*depth),
+                    lease: Some(key()),
+                    reason: Some("a better job".parse().unwrap()),
+                    wait: true,
+                })
+            })
+            .collect(),
+        Verb::Resume => vec![Request::Resume(Resume {
+            domain: by_uuid(),
+            lease: Some(key()),
+            force: false,
+            wait: true,
+        })],
+        Verb::Freeze => vec![Request::Freeze(Preempt {
+            domain: by_uuid(),
+            depth: None,
+            lease: None,
+            reason: None,
+            wait: false,
+        })],
+        Verb::Thaw => vec![Request::Thaw(Resume {
+            domain: by_uuid(),
+            lease: None,
+            force: true,
+            wait: false,
+        })],
+        Verb::Status => vec![
+            Request::Status(Status::default()),
+            Request::Status(Status {
+                patterns: vec!["grid-*".to_owned()],
+            }),
+        ],
+        Verb::Reconcile => vec![Request::Reconcile(Reconcile {
+            system: slurm(),
+            cluster: "grid".parse().unwrap(),
+            running: [(job_id("12[3].pbs01"), 2)].into(),
+            age_ms: 1500,
+        })],
+        Verb::Maintenance => [Some("a new kernel".parse().unwrap()), None]
+            .map(|reason| Request::Maintenance(SetMaintenance { reason }))
+            .into(),
     };
     Verb::ALL
         .iter()
@@ -553,7 +665,70 @@ fn replies() -> Vec<Reply> {
             domain: row(Some(7)),
             device: Attached::Disk("vdb".parse().unwrap()),
         },
+        Reply::Lease(LeaseAnswer::Granted(lease(LeaseState::Active))),
+        Reply::Lease(LeaseAnswer::Pending(lease(LeaseState::Preparing))),
+        Reply::Lease(LeaseAnswer::Refused {
+            why: "web needs 4 CPUs and 2 are free".to_owned(),
+            then: Then::Later,
+        }),
+        Reply::Ended(vec![key()]),
+        Reply::Standing(status(Standing::Frozen)),
+        Reply::Room(Room {
+            cpus: 64,
+            used_cpus: 12,
+            memory_kib: 260_046_848,
+            used_memory_kib: 25_165_824,
+            maintenance: Some(Maintenance {
+                reason: "a new kernel".parse().unwrap(),
+                principal: alice(),
+                since_ms: 1_700_000_000_000,
+            }),
+        }),
     ]
+}
+
+fn lease(state: LeaseState) -> LeaseRow {
+    LeaseRow {
+        key: key(),
+        domain: web(),
+        uuid: uuid(),
+        user: Some(alice()),
+        principal: "slurm/ctl@EX.ORG".parse().unwrap(),
+        state,
+        preemptible: true,
+        victims: vec!["idle".parse().unwrap()],
+        began_ms: 1_700_000_000_000,
+        ends_in_ms: (state == LeaseState::Reserved).then_some(30_000),
+    }
+}
+
+fn status(standing: Standing) -> StatusRow {
+    let hold = |holder, depth, reason: &str| HoldRow {
+        holder,
+        depth,
+        reason: reason.to_owned(),
+        since_ms: 1_700_000_000_000,
+    };
+    StatusRow {
+        name: web(),
+        uuid: uuid(),
+        hypervisor: "qemu:///system".to_owned(),
+        standing,
+        since_ms: Some(1_700_000_000_000),
+        class: Some("grid".parse().unwrap()),
+        used_cpus: 2,
+        available_cpus: 1,
+        preempted_ms: 2_385_999,
+        depth: Some(Depth::Freeze),
+        doing: "its memory is written".to_owned(),
+        holds: vec![
+            hold(Holder::Room(Some(key())), Depth::Starve, ""),
+            hold(Holder::Room(None), Depth::Starve, ""),
+            hold(Holder::Job(key()), Depth::Pause, "suspended"),
+            hold(Holder::Person(alice()), Depth::Freeze, "tonight"),
+        ],
+        leases: vec![key()],
+    }
 }
 
 fn items() -> Vec<Item> {
@@ -603,6 +778,8 @@ fn items() -> Vec<Item> {
             hypervisor: String::new(),
             why: "xmand was started anew".to_owned(),
         }),
+        Item::Lease(lease(LeaseState::Reserved)),
+        Item::Status(status(Standing::RunningPreemptible)),
     ]
 }
 
@@ -627,6 +804,8 @@ fn row(id: Option<u32>) -> DomainRow {
         persistent: true,
         saved: id.is_none(),
         since_ms: id.map(|_| 1_700_000_000_000),
+        standing: id.map(|_| Standing::Running),
+        preempted_ms: 61_500,
         metadata: Metadata {
             owners: [alice()].into(),
             class: Some("grid".parse().unwrap()),
@@ -689,6 +868,7 @@ const CODES: [Code; 12] = [
     Code::TooLarge,
     Code::Internal,
 ];
+const THENS: [Then; 3] = [Then::Later, Then::Elsewhere, Then::Never];
 const JOB_STATES: [JobState; 4] = [
     JobState::Running,
     JobState::Done,
@@ -722,6 +902,26 @@ fn samples() -> Vec<Sample> {
         JOB_STATES
             .iter()
             .map(|state| message(format!("job state {state}"), state)),
+    );
+    samples.extend(
+        Standing::ALL
+            .iter()
+            .map(|standing| message(format!("standing {standing}"), standing)),
+    );
+    samples.extend(
+        LeaseState::ALL
+            .iter()
+            .map(|state| message(format!("lease state {state}"), state)),
+    );
+    samples.extend(
+        Depth::ALL
+            .iter()
+            .map(|depth| message(format!("depth {depth}"), depth)),
+    );
+    samples.extend(
+        THENS
+            .iter()
+            .map(|then| message(format!("then {}", then.name()), then)),
     );
     samples.extend([
         message("domain by uuid", &by_uuid()),
@@ -827,6 +1027,23 @@ fn the_page_on_the_protocol_knows_every_verb_code_and_state_and_its_examples_are
         let named = format!("{} {state}", *state as u32);
         assert!(page.contains(&named), "{named}");
     }
+    let counted = |names: Vec<&str>| {
+        let numbered = names.iter().enumerate();
+        let words: Vec<_> = numbered.map(|(at, name)| format!("{at} {name}")).collect();
+        words.join(", ")
+    };
+    for (what, names) in [
+        ("Standing", Standing::ALL.iter().map(|s| s.name()).collect()),
+        (
+            "LeaseState",
+            LeaseState::ALL.iter().map(|s| s.name()).collect(),
+        ),
+        ("Depth", Depth::ALL.iter().map(|s| s.name()).collect()),
+        ("Then", THENS.iter().map(|s| s.name()).collect()),
+    ] {
+        let line = format!("`{what}`, an enumeration: {}", counted(names));
+        assert!(page.contains(&line), "{line}");
+    }
     let real: BTreeSet<String> = samples()
         .iter()
         .map(|sample| hexadecimal(&sample.message.bytes))
@@ -894,7 +1111,12 @@ fn the_samples_hold_every_variant_of_every_message() {
     check(&items());
     check(&CODES);
     check(&JOB_STATES);
+    check(&THENS);
     check(DomainState::ALL);
+    check(Happening::ALL);
+    check(Standing::ALL);
+    check(LeaseState::ALL);
+    check(Depth::ALL);
     check(&[by_uuid(), by_name()]);
 }
 
@@ -1043,6 +1265,9 @@ fn names_are_parsed_when_they_are_read() {
     for bad in ["", "-H", "a/b", "a b"] {
         refused::<HostName>(bad);
     }
+    for bad in ["", "47 11", "4711\n", "a/b", "ř", &"1".repeat(129)] {
+        refused::<JobId>(bad);
+    }
 }
 
 #[test]
@@ -1115,7 +1340,55 @@ fn arguments_that_are_known_and_wrong_are_told_apart() {
             replaces: None,
         })
     };
+    let status = |patterns| Request::Status(Status { patterns });
+    let begin = |reserve, ends_in_ms| {
+        Request::LeaseBegin(LeaseBegin {
+            key: key(),
+            domain: by_uuid(),
+            user: None,
+            preemptible: None,
+            ends_in_ms,
+            reserve,
+            wait: false,
+        })
+    };
+    let freeze = |depth| {
+        Request::Freeze(Preempt {
+            domain: by_uuid(),
+            depth,
+            lease: None,
+            reason: None,
+            wait: false,
+        })
+    };
+    let reconcile = |jobs: usize| {
+        Request::Reconcile(Reconcile {
+            system: slurm(),
+            cluster: slurm(),
+            running: (0..jobs).map(|n| (job_id(&n.to_string()), 0)).collect(),
+            age_ms: 0,
+        })
+    };
     for (request, expected) in [
+        (status(vec!["*".to_owned(); MAX_PATTERNS]), None),
+        (
+            status(vec!["*".to_owned(); MAX_PATTERNS + 1]),
+            Some(Code::TooLarge),
+        ),
+        (
+            status(vec!["x".repeat(MAX_PATTERN + 1)]),
+            Some(Code::TooLarge),
+        ),
+        (begin(false, None), None),
+        (begin(false, Some(1)), None),
+        (begin(true, Some(1)), None),
+        (begin(true, None), Some(Code::BadRequest)),
+        (freeze(None), None),
+        (freeze(Some(Depth::Freeze)), None),
+        (freeze(Some(Depth::Pause)), Some(Code::BadRequest)),
+        (reconcile(0), None),
+        (reconcile(MAX_RUNNING), None),
+        (reconcile(MAX_RUNNING + 1), Some(Code::TooLarge)),
         (list(vec!["*".to_owned(); MAX_PATTERNS]), None),
         (
             list(vec!["*".to_owned(); MAX_PATTERNS + 1]),

@@ -30,6 +30,7 @@ pub mod groups;
 pub mod k5login;
 pub mod permit;
 mod stamp;
+pub mod systems;
 
 /// What policies decide about: every verb of the protocol that people call, and two things that are no calls of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,7 +91,12 @@ impl Action {
                 | Verb::Events
                 | Verb::MigrateIn
                 | Verb::Carry
-                | Verb::Settle,
+                | Verb::Settle
+                | Verb::LeaseEnd
+                | Verb::LeaseList
+                | Verb::Status
+                | Verb::Reconcile
+                | Verb::Maintenance,
             ) => true,
             Self::Verb(
                 Verb::Describe
@@ -117,7 +123,12 @@ impl Action {
                 | Verb::Reset
                 | Verb::Rename
                 | Verb::Detach
-                | Verb::Console,
+                | Verb::Console
+                | Verb::LeaseBegin
+                | Verb::Preempt
+                | Verb::Resume
+                | Verb::Freeze
+                | Verb::Thaw,
             )
             | Self::Own
             | Self::ActFor => false,

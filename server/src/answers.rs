@@ -21,6 +21,7 @@ use crate::{
     dmesg,
     hypervisor::{Ailing, Facts},
     meant::{Meant, ambiguous},
+    schedule,
     work::Work,
 };
 
@@ -117,7 +118,7 @@ pub(crate) async fn send_rows(list: &List, work: &Work) -> Outcome {
     for trouble in troubles {
         work.send(Piece::Items(vec![trouble])).await?;
     }
-    let mut rows = work
+    let mut rows: Vec<DomainRow> = work
         .host
         .visible(&work.caller)
         .into_iter()
@@ -127,7 +128,9 @@ pub(crate) async fn send_rows(list: &List, work: &Work) -> Outcome {
                 && named.takes(&row.name, row.uuid)
                 && (list.states.is_empty() || list.states.contains(&row.state))
         })
-        .peekable();
+        .collect();
+    schedule::mark(&work.host, rows.iter_mut());
+    let mut rows = rows.into_iter().peekable();
     while rows.peek().is_some() {
         let frame = next_frame(&mut rows).into_iter().map(Item::Domain);
         work.send(Piece::Items(frame.collect())).await?;
@@ -296,6 +299,8 @@ mod tests {
             persistent: true,
             saved: false,
             since_ms: None,
+            standing: None,
+            preempted_ms: 0,
             metadata: if n.is_multiple_of(2) {
                 heavy.clone()
             } else {

@@ -382,6 +382,39 @@ fn arguments(request: &Request) -> String {
             }
             .to_owned(),
         ],
+        Request::LeaseBegin(begin) => vec![
+            begin.key.to_string(),
+            begin
+                .user
+                .as_ref()
+                .map(|user| format!("user={user}"))
+                .unwrap_or_default(),
+            flag("reserve", begin.reserve).to_owned(),
+        ],
+        Request::LeaseEnd(end) => vec![end.key.to_string()],
+        Request::LeaseList(list) => vec![
+            list.system.as_ref().map(ToString::to_string).unwrap_or_default(),
+            list.key.as_ref().map(ToString::to_string).unwrap_or_default(),
+        ],
+        Request::Preempt(preempt) | Request::Freeze(preempt) => vec![
+            preempt.depth.map(|depth| depth.to_string()).unwrap_or_default(),
+            preempt.lease.as_ref().map(|key| format!("lease={key}")).unwrap_or_default(),
+            preempt.reason.as_ref().map(|why| format!("reason={why}")).unwrap_or_default(),
+        ],
+        Request::Resume(resume) | Request::Thaw(resume) => vec![
+            resume.lease.as_ref().map(|key| format!("lease={key}")).unwrap_or_default(),
+            flag("force", resume.force).to_owned(),
+        ],
+        Request::Status(status) => vec![status.patterns.join(" ")],
+        Request::Reconcile(reconcile) => vec![
+            format!("{}/{}", reconcile.system, reconcile.cluster),
+            format!("jobs={}", reconcile.running.len()),
+        ],
+        Request::Maintenance(set) => vec![
+            set.reason
+                .as_ref()
+                .map_or("off".to_owned(), |why| format!("reason={why}")),
+        ],
         Request::Explain(explain) => vec![explain.action.clone(), explain.about.to_string()],
         Request::ExplainOther(explain) => vec![
             explain.principal.to_string(),

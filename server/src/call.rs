@@ -241,7 +241,7 @@ async fn change(
         .await
     {
         Claim::Mine(claim) => claim,
-        Claim::Answered(outcome) => return asked.repeated(&host, outcome),
+        Claim::Answered(outcome) => return asked.repeated(&host, *outcome),
     };
     if let Err(unrecorded) = asked.begins(&host).await {
         let outcome = Err(unrecorded);

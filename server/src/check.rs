@@ -10,6 +10,7 @@ use crate::{
     ROOT, audit,
     config::{Authorization, Backend, Config},
     hypervisor::{self, Hypervisors, hostname},
+    schedule,
     store::Store,
 };
 
@@ -34,6 +35,10 @@ pub(crate) async fn check(config: &Config, keys: Result<String, String>) -> Vec<
         Finding {
             what: format!("state directory {}", config.state_dir.display()),
             how: Store::check(&config.state_dir).map(ToOwned::to_owned),
+        },
+        Finding {
+            what: "schedule".to_owned(),
+            how: schedule::check(&config.state_dir),
         },
         Finding {
             what: format!("syslog {}", config.syslog.display()),

@@ -1,19 +1,25 @@
 //! The whole configuration.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use glob::Pattern;
 use jiff::SignedDuration;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use xman_common::{
-    name::{HostName, LinkName},
-    protocol::PORT,
+    name::{DomainName, HostName, LinkName, Tag},
+    protocol::{Depth, PORT},
 };
-use xman_policy::{external::External, groups::PrincipalPattern};
+use xman_policy::{
+    external::External,
+    groups::PrincipalPattern,
+    systems::{NodePattern, System, Systems},
+};
 
 use crate::ROOT;
 
@@ -59,6 +65,8 @@ pub(crate) struct Config {
     pub(crate) migration: Migration,
     /// What may be attached to domains.
     pub(crate) devices: Devices,
+    /// How room is made for jobs.
+    pub(crate) schedule: Schedule,
     /// What callers may use up.
     pub(crate) limits: Limits,
 }
@@ -129,6 +137,123 @@ pub(crate) struct Devices {
     pub(crate) bridges: Vec<LinkName>,
 }
 
+/// `[schedule]`: in force where a class is named.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct Schedule {
+    /// Memory that is for the host itself, in KiB.
+    #[serde(rename = "reserve-memory", deserialize_with = "kib")]
+    pub(crate) reserve_kib: u64,
+    /// CPUs that are for the host itself, and for the domains of no class.
+    pub(crate) reserve_cpus: u32,
+    /// How long a domain runs after it has come back before it is preempted again.
+    #[serde(deserialize_with = "span")]
+    pub(crate) min_run: Duration,
+    /// By name.
+    pub(crate) class: BTreeMap<Tag, ClassRule>,
+    /// The batch systems, by name.
+    pub(crate) system: BTreeMap<Tag, SystemRule>,
+}
+
+/// `[schedule.class.NAME]`: domains that take part alike.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct ClassRule {
+    /// Domains of these names are of this class where their metadata say no other.
+    #[serde(default, deserialize_with = "globs")]
+    pub(crate) domains: Vec<Pattern>,
+    /// A higher one preempts a lower one.
+    #[serde(default)]
+    pub(crate) rank: i32,
+    /// How its domains give way.
+    #[serde(default)]
+    pub(crate) preempt: Yield,
+    /// Memory that is left to a domain that is shrunk, in KiB.
+    #[serde(default = "default_floor", rename = "floor", deserialize_with = "kib")]
+    pub(crate) floor_kib: u64,
+    /// For how long a domain that was started is shown as booting.
+    #[serde(default)]
+    pub(crate) boot: SignedDuration,
+}
+
+/// Whether the domains of a class give way while they have jobs, and how deep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Yield {
+    /// A trickle of CPU.
+    #[default]
+    Starve,
+    /// And their memory down to a floor.
+    Shrink,
+    /// Their virtual CPUs stop.
+    Pause,
+    /// Their memory goes to the disk.
+    Freeze,
+    /// Never.
+    Never,
+}
+
+impl Yield {
+    /// Returns how deep; nothing where never.
+    pub(crate) fn depth(self) -> Option<Depth> {
+        match self {
+            Self::Starve => Some(Depth::Starve),
+            Self::Shrink => Some(Depth::Shrink),
+            Self::Pause => Some(Depth::Pause),
+            Self::Freeze => Some(Depth::Freeze),
+            Self::Never => None,
+        }
+    }
+}
+
+/// `[schedule.system.NAME]`: a batch system, and whose word is its own.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct SystemRule {
+    /// Who speaks for it.
+    #[serde(default, deserialize_with = "patterns")]
+    pub(crate) principals: Vec<PrincipalPattern>,
+    /// The keys of its nodes, each of which speaks for its own domain.
+    #[serde(default, deserialize_with = "nodes")]
+    pub(crate) nodes: Vec<NodePattern>,
+    /// The domains that it may touch.
+    #[serde(deserialize_with = "globs")]
+    pub(crate) domains: Vec<Pattern>,
+}
+
+impl Schedule {
+    /// Returns whether anything is scheduled here.
+    pub(crate) fn is_on(&self) -> bool {
+        !self.class.is_empty()
+    }
+
+    /// Returns the class that a domain takes part in, where it takes part: its metadata's, or else the first whose patterns have its name.
+    pub(crate) fn class_of(
+        &self,
+        own: Option<&Tag>,
+        name: &DomainName,
+    ) -> Option<(&Tag, &ClassRule)> {
+        match own {
+            Some(tag) => self.class.get_key_value(tag),
+            None => self.class.iter().find(|(_, class)| {
+                let mut patterns = class.domains.iter();
+                patterns.any(|pattern| pattern.matches(name.as_str()))
+            }),
+        }
+    }
+
+    /// Returns who speaks for the batch systems.
+    pub(crate) fn systems(&self) -> Systems {
+        let systems = self.system.iter().map(|(name, rule)| System {
+            name: name.clone(),
+            principals: rule.principals.clone(),
+            nodes: rule.nodes.clone(),
+            domains: rule.domains.clone(),
+        });
+        Systems::new(systems.collect())
+    }
+}
+
 /// `[limits]`: each answers an attack that its docs name.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -162,6 +287,7 @@ impl Default for Config {
             authorization: Authorization::default(),
             migration: Migration::default(),
             devices: Devices::default(),
+            schedule: Schedule::default(),
             limits: Limits::default(),
         }
     }
@@ -207,6 +333,23 @@ impl Default for Devices {
     }
 }
 
+impl Default for Schedule {
+    fn default() -> Self {
+        Self {
+            reserve_kib: 2 * 1024 * 1024,
+            reserve_cpus: 0,
+            min_run: Duration::from_secs(60),
+            class: BTreeMap::new(),
+            system: BTreeMap::new(),
+        }
+    }
+}
+
+/// A guest of today's kernels lives on that.
+fn default_floor() -> u64 {
+    256 * 1024
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -226,6 +369,42 @@ fn span<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error
         .ok()
         .filter(|span| !span.is_zero())
         .ok_or_else(|| D::Error::custom("a time span above zero, as \"10s\""))
+}
+
+/// Memory as people write it, `512MiB`; in KiB.
+fn kib<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let units = [
+        ("KiB", 1),
+        ("MiB", 1 << 10),
+        ("GiB", 1 << 20),
+        ("TiB", 1_u64 << 30),
+    ];
+    units
+        .into_iter()
+        .find_map(|(unit, kib)| {
+            let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+            number.checked_mul(kib)
+        })
+        .ok_or_else(|| {
+            D::Error::custom(format!(
+                "'{text}' is no amount of memory, as \"512MiB\" or \"2GiB\""
+            ))
+        })
+}
+
+fn globs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Pattern>, D::Error> {
+    Vec::<String>::deserialize(deserializer)?
+        .iter()
+        .map(|text| Pattern::new(text).map_err(D::Error::custom))
+        .collect()
+}
+
+fn nodes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<NodePattern>, D::Error> {
+    Vec::<String>::deserialize(deserializer)?
+        .iter()
+        .map(|text| text.parse().map_err(D::Error::custom))
+        .collect()
 }
 
 fn patterns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PrincipalPattern>, D::Error> {
@@ -294,6 +473,24 @@ impl Config {
         .contains(&0)
         {
             Some("a limit of 0 in `limits` would refuse everybody".to_owned())
+        } else if let Some((name, _)) = self
+            .schedule
+            .system
+            .iter()
+            .find(|(_, system)| system.principals.is_empty() && system.nodes.is_empty())
+        {
+            Some(format!(
+                "nobody speaks for `schedule.system.{name}`; name its `principals`, or its `nodes`"
+            ))
+        } else if !self.schedule.system.is_empty() && !self.schedule.is_on() {
+            Some("`schedule.system` is there and no `schedule.class`, so no domain would take part; name a class".to_owned())
+        } else if self
+            .schedule
+            .class
+            .values()
+            .any(|class| class.boot.is_negative())
+        {
+            Some("`boot` of a class is no time span".to_owned())
         } else {
             None
         }
@@ -365,9 +562,41 @@ mod tests {
             "[devices]\ndisk = []",
             "[limits]\nmax-sessions = 0",
             "[limits]\nmax-session = 5",
+            "[schedule]\nreserve-memory = '2 elephants'",
+            "[schedule]\nreserve-memory = '99999999999TiB'",
+            "[schedule]\nmin-run = '0s'",
+            "[schedule.class.grid]\npreempt = 'sometimes'",
+            "[schedule.class.grid]\ndomains = ['[']",
+            "[schedule.class.Grid]\nrank = 1",
+            "[schedule.system.slurm]\nprincipals = ['slurm@EX.ORG']\ndomains = ['*']",
+            "[schedule.class.grid]\n[schedule.system.slurm]\ndomains = ['*']",
+            "[schedule.class.grid]\n[schedule.system.slurm]\nnodes = ['host/*@EX.ORG']\ndomains = ['*']",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_domain_is_of_the_class_that_its_metadata_say_or_its_name() {
+        let config = parse(
+            "[schedule]\nreserve-memory = '512MiB'\n\
+             [schedule.class.grid]\ndomains = ['grid-*']\nrank = 10\n\
+             [schedule.class.vip]\ndomains = ['vip-*']\nrank = 20\npreempt = 'never'\n\
+             [schedule.system.slurm]\nprincipals = ['slurm/*@EX.ORG']\nnodes = ['host/{domain}@EX.ORG']\ndomains = ['grid-*']",
+        )
+        .unwrap();
+        let schedule = &config.schedule;
+        assert!(schedule.is_on() && schedule.reserve_kib == 512 * 1024);
+        let class = |own: Option<&str>, name: &str| {
+            let own: Option<Tag> = own.map(|own| own.parse().unwrap());
+            let found = schedule.class_of(own.as_ref(), &name.parse().unwrap());
+            found.map(|(tag, class)| (tag.to_string(), class.preempt.depth()))
+        };
+        let starve = Some(Depth::Starve);
+        assert_eq!(class(None, "grid-1"), Some(("grid".to_owned(), starve)));
+        assert_eq!(class(Some("vip"), "grid-1"), Some(("vip".to_owned(), None)));
+        assert_eq!(class(Some("web"), "grid-1"), None);
+        assert_eq!(class(None, "web"), None);
     }
 
     #[test]

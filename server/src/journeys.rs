@@ -167,6 +167,9 @@ pub(crate) fn may(host: &Host, verb: Verb, uuid: Uuid) -> Result<(), Fault> {
             | Verb::RestoreFrom
             | Verb::Save
             | Verb::SaveTo
+            | Verb::LeaseBegin
+            | Verb::Preempt
+            | Verb::Freeze
     );
     if !lets_run && verb != Verb::Migrate {
         return Ok(());

@@ -28,6 +28,7 @@ mod people;
 mod perform;
 mod repeat;
 mod rights;
+mod schedule;
 mod session;
 mod store;
 mod work;
@@ -66,6 +67,7 @@ use crate::{
     jobs::Jobs,
     people::People,
     repeat::Repeats,
+    schedule::Scheduler,
     store::Store,
 };
 
@@ -142,6 +144,7 @@ struct Host {
     repeats: Repeats,
     images: Images,
     jobs: Jobs,
+    schedule: Scheduler,
     consoles: Consoles,
     door: Arc<Door>,
     sessions: TaskTracker,
@@ -303,6 +306,9 @@ async fn serve(config: Config) -> Result<ExitCode, String> {
             "jobs were under way when xmand last ended; `rxm job list` shows them"
         );
     }
+    let schedule = Scheduler::open(config.schedule.clone(), &store)
+        .await
+        .map_err(|error| format!("state directory: {error}"))?;
     let (images, drafts) =
         Images::open(&config.state_dir).map_err(|error| format!("state directory: {error}"))?;
     let listeners = listen::bind(&config.listen).await?;
@@ -321,6 +327,7 @@ async fn serve(config: Config) -> Result<ExitCode, String> {
         repeats: Repeats::default(),
         images,
         jobs: Jobs::default(),
+        schedule,
         consoles: Consoles::default(),
         door: Arc::default(),
         sessions: TaskTracker::new(),
@@ -333,6 +340,7 @@ async fn serve(config: Config) -> Result<ExitCode, String> {
     moving::take_up(&host)
         .await
         .map_err(|error| format!("state directory: {error}"))?;
+    schedule::take_up(&host).await;
     // Before anybody hears that xmand is ready: whoever does may send a signal at once.
     let signals = Signals::catch().map_err(|error| format!("cannot catch signals: {error}"))?;
     for listener in listeners {
@@ -349,6 +357,12 @@ async fn serve(config: Config) -> Result<ExitCode, String> {
 /// Makes the configured chain. Site policies that cannot be used stop the start: nobody shall believe that they are in force.
 fn policy(config: &Config) -> Result<Chain, String> {
     let authorization = &config.authorization;
+    let systems = config.schedule.systems();
+    // Whose word counts for a batch system is said in xmand.toml itself, and no rule is needed for it.
+    let systems: Option<Box<dyn Authorizer>> = match systems.is_empty() {
+        true => None,
+        false => Some(Box::new(systems)),
+    };
     let backends = authorization.backends.iter().map(|backend| {
         Ok::<Box<dyn Authorizer>, String>(match backend {
             Backend::K5login => Box::new(K5login::new(authorization.k5login.clone(), ROOT)),
@@ -359,6 +373,7 @@ fn policy(config: &Config) -> Result<Chain, String> {
             Backend::External => Box::new(authorization.authority(hypervisor::hostname())),
         })
     });
+    let backends = systems.into_iter().map(Ok).chain(backends);
     backends.collect::<Result<_, _>>().map(Chain::new)
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use xman_common::protocol::{Ask, Code, Fault, Item, Reply, Request, Unpause, Verb, Way};
+use xman_common::protocol::{Ask, Code, Fault, Item, Reply, Request, Resume, Unpause, Verb, Way};
 use xman_policy::{Action, Grant};
 
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
     caller::{Outcome, Piece},
     console, events,
     hypervisor::{Change, Route, Target},
-    images, jobs, moving,
+    images, jobs, moving, schedule,
     work::Work,
 };
 
@@ -28,6 +28,8 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
     let hypervisors = &host.hypervisors;
     let deadline = work.deadline;
     let hypervisor = work.hypervisor.as_deref();
+    // Until the call has returned, what it takes counts as taken.
+    let _admitted = schedule::admit(&host, &request, work.facts.as_ref())?;
     match request {
         Request::Whoami(_) => Ok(Reply::Whoami(answers::whoami(&grant, &work))),
         Request::List(list) => answers::send_rows(&list, &work).await,
@@ -300,6 +302,16 @@ pub(crate) async fn perform(grant: Grant, request: Request, work: Work) -> Outco
         Request::MigrateIn(coming) => moving::permit(&grant, &work, coming).await,
         Request::Carry(carry) => moving::carry(work, carry).await,
         Request::Settle(settle) => moving::settle(&work, settle).await,
+        Request::LeaseBegin(begin) => schedule::begin(&work, begin).await,
+        Request::LeaseEnd(end) => schedule::end(&work, end).await,
+        Request::LeaseList(list) => schedule::leases(&grant, &work, list).await,
+        Request::Preempt(preempt) => schedule::hold(&work, Verb::Preempt, preempt).await,
+        Request::Resume(resume) => schedule::let_go(&work, Verb::Resume, resume).await,
+        Request::Freeze(preempt) => schedule::hold(&work, Verb::Freeze, preempt).await,
+        Request::Thaw(resume) => schedule::let_go(&work, Verb::Thaw, resume).await,
+        Request::Status(status) => schedule::status(&grant, &work, status).await,
+        Request::Reconcile(reconcile) => schedule::reconcile(&work, reconcile).await,
+        Request::Maintenance(set) => schedule::maintain(&work, set).await,
     }
 }
 
@@ -311,6 +323,8 @@ pub(crate) fn is_forced(request: &Request) -> bool {
             | Request::Shutdown(Ask { force: true, .. })
             | Request::Reset(_)
             | Request::Unpause(Unpause { force: true, .. })
+            | Request::Resume(Resume { force: true, .. })
+            | Request::Thaw(Resume { force: true, .. })
     )
 }
 

@@ -39,7 +39,7 @@ pub(crate) enum Claim {
     /// Ours to carry out.
     Mine(Mine),
     /// Somebody else's, with what came of it.
-    Answered(Outcome),
+    Answered(Box<Outcome>),
 }
 
 /// The right, and the duty, to carry a call out.
@@ -66,7 +66,7 @@ impl Repeats {
             let is_crowded = of(&running, &key.principal) >= MAX_UNDER_WAY;
             match running.entry(key.clone()) {
                 Entry::Occupied(entry) => Some(entry.get().clone()),
-                Entry::Vacant(_) if is_crowded => return Claim::Answered(Err(crowded())),
+                Entry::Vacant(_) if is_crowded => return Claim::Answered(Box::new(Err(crowded()))),
                 Entry::Vacant(entry) => {
                     entry.insert(UnderWay {
                         digest,
@@ -78,7 +78,7 @@ impl Repeats {
             }
         };
         match under_way {
-            Some(call) => Claim::Answered(call.wait(digest, deadline).await),
+            Some(call) => Claim::Answered(Box::new(call.wait(digest, deadline).await)),
             None => {
                 let mine = Mine {
                     running: self.clone(),
@@ -130,7 +130,7 @@ impl Mine {
     /// There is nothing to carry out; whoever waits hears so too.
     fn known(self, outcome: Outcome) -> Claim {
         self.outcome.send_replace(Some(outcome.clone()));
-        Claim::Answered(outcome)
+        Claim::Answered(Box::new(outcome))
     }
 
     /// Remembers what came of the call and tells those who wait for it. What never began is forgotten, so that it can be tried again.

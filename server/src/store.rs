@@ -1,4 +1,4 @@
-//! What must survive a crash: outcomes of changing calls by their id, jobs, and guests on their way. SQLite, write-ahead log, full sync, one writer.
+//! What must survive a crash: outcomes of changing calls by their id, jobs, guests on their way, and the schedule. SQLite, write-ahead log, full sync, one writer.
 //!
 //! ```text
 //! a change:   begin() -> Fresh -> (carried out) -> finish()
@@ -32,8 +32,12 @@ use xman_policy::permit::Arrival;
 
 use crate::{ROOT, clock::now_ms};
 
+pub(crate) use schedule::{Row, look as look_at_schedule};
+
+mod schedule;
+
 /// The layout of the tables; an older one is brought up to date when it is opened, a newer one refused.
-const SCHEMA: u32 = 2;
+const SCHEMA: u32 = 3;
 /// How long outcomes and ended jobs are remembered.
 const MEMORY: Duration = Duration::from_secs(24 * 3600);
 /// Outcomes kept for one principal: a script that never repeats an id cannot fill the disk.
@@ -572,6 +576,9 @@ fn connect(directory: &Path) -> Result<Connection, StoreError> {
              PRAGMA user_version = 2;
              COMMIT;",
         )?;
+    }
+    if found < 3 {
+        schedule::make(&connection)?;
     }
     forget_arrivals(&connection)?;
     // Nothing is under way yet: these were interrupted, and had their day.

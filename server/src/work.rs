@@ -15,7 +15,7 @@ use crate::{
     caller::{Caller, Outcome, Piece},
     hypervisor::{Eyes, Facts, Judge, NewDomain, Target, XmlJudge},
     input::Input,
-    journeys,
+    journeys, schedule,
 };
 
 /// Bytes of text in one frame.
@@ -41,6 +41,7 @@ impl Work {
         match &self.facts {
             Some(facts) => {
                 journeys::may(&self.host, verb, facts.uuid)?;
+                schedule::may(&self.host, verb, facts)?;
                 Ok(Target {
                     facts: facts.clone(),
                     judge: self.judge(verb),
@@ -88,7 +89,8 @@ impl Work {
         let (host, caller) = (Arc::clone(&self.host), self.caller.clone());
         Arc::new(move |facts| {
             ask_again(&host, &caller, verb, Subject::Domain(facts.into()))?;
-            journeys::may(&host, verb, facts.uuid)
+            journeys::may(&host, verb, facts.uuid)?;
+            schedule::may(&host, verb, facts)
         })
     }
 
@@ -103,8 +105,11 @@ impl Work {
             if let Some(facts) = existing {
                 ask_again(&host, &caller, verb, Subject::Domain(facts.into()))?;
                 journeys::may(&host, verb, facts.uuid)?;
+                schedule::may(&host, verb, facts)?;
+                schedule::admit_new(&host, verb, new)?;
                 return Ok(None);
             }
+            schedule::admit_new(&host, verb, new)?;
             let owns = matches!(host.may(&caller, Action::Own, made), Verdict::Allow(_));
             Ok(owns.then(|| caller.person.principal.clone()))
         })

@@ -27,6 +27,8 @@ ROW = m.DomainRow(
     persistent=True,
     saved=False,
     since_ms=None,
+    standing=m.Standing.PREEMPTED,
+    preempted_ms=61_500,
     owners=(ALICE, BOB),
     class_="grid",
     labels=(("site", "Brno"), ("tier", "žlutý")),
@@ -54,6 +56,27 @@ INFO = m.Info(
 )
 EXPLAINED = m.Explained(ALICE, "pause", "web1", True, "k5login", (m.Step("cedar", "none", "", ("owner",)),))
 PERMIT = m.Permit(bytes(range(32)))
+KEY = m.LeaseKey("slurm", "grid", "12[3].pbs01", 2)
+LEASE = m.LeaseRow(KEY, "web1", DOMAIN, ALICE, BOB, m.LeaseState.ACTIVE, True, ("idle1", "idle2"), 7, None)
+STATUS = m.StatusRow(
+    name="web1",
+    uuid=DOMAIN,
+    hypervisor="qemu:///system",
+    standing=m.Standing.OCCUPIED_WOULD_PREEMPT,
+    since_ms=8,
+    class_="grid",
+    used_cpus=2,
+    available_cpus=1,
+    preempted_ms=9,
+    depth=m.Depth.SHRINK,
+    doing="",
+    holds=(
+        m.Hold(m.NeedsRoom(KEY), m.Depth.STARVE, "", 1),
+        m.Hold(m.Suspended(KEY), m.Depth.PAUSE, "", 2),
+        m.Hold(m.Person(ALICE), m.Depth.FREEZE, "tonight", 3),
+    ),
+    leases=(KEY,),
+)
 
 REPLIES = (
     m.Done(),
@@ -66,6 +89,13 @@ REPLIES = (
     EXPLAINED,
     PERMIT,
     m.Attached(ROW, m.InterfaceWith("52:54:00:12:34:56")),
+    m.Granted(LEASE),
+    m.Pending(LEASE),
+    m.NotGranted("there is no room", m.Then.ELSEWHERE),
+    m.Ended((KEY,)),
+    STATUS,
+    m.HostRoom(64, 12, 5, 4, m.MaintenanceRow("a new kernel", ALICE, 6)),
+    m.HostRoom(64, 12, 5, 4, None),
 )
 ITEMS = (
     ROW,
@@ -82,6 +112,8 @@ ITEMS = (
     m.EventRow(CURSOR, 8, "test:///default", "web1", DOMAIN, m.What.PAUSED, "", m.DomainState.PAUSED),
     CURSOR,
     m.Gap(CURSOR, 9, "", "xmand began anew"),
+    LEASE,
+    STATUS,
 )
 ARGUMENTS = {
     "whoami": m.Nothing(),
@@ -128,6 +160,16 @@ ARGUMENTS = {
     "migrate-in": m.MigrateIn(DOMAIN, "web1", "alpha.ex.org", 4096),
     "carry": m.Carry(PERMIT, DOMAIN, "web1"),
     "settle": m.Settle(PERMIT, m.Settlement.DROP),
+    "lease-begin": m.LeaseBegin(KEY, DOMAIN, ALICE, False, 30_000, True, False),
+    "lease-end": m.LeaseEnd(KEY, DOMAIN),
+    "lease-list": m.LeaseList("slurm", KEY),
+    "preempt": m.Preempt("web1", m.Depth.PAUSE, KEY, "a better job", True),
+    "resume": m.Resume("web1", KEY, True),
+    "freeze": m.Preempt(DOMAIN),
+    "thaw": m.Resume(DOMAIN),
+    "status": m.Status(("web*",)),
+    "reconcile": m.Reconcile("slurm", "grid", (("4711", 0), ("4712", 3)), 1500),
+    "maintenance": m.Maintenance("a new kernel"),
 }
 OUTGOING = (
     m.Hello(b"XMAN", b"XMAN", "test", 5),

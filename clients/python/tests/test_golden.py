@@ -25,7 +25,15 @@ KINDS = {
     "domain by uuid": m.DOMAIN,
     "domain by name": m.DOMAIN,
 }
-ENUMERATIONS = {"fault code": FaultCode, "domain state": m.DomainState, "job state": m.JobState}
+ENUMERATIONS = {
+    "fault code": FaultCode,
+    "domain state": m.DomainState,
+    "job state": m.JobState,
+    "standing": m.Standing,
+    "lease state": m.LeaseState,
+    "depth": m.Depth,
+    "then": m.Then,
+}
 
 
 def blocks() -> Iterator[Tuple[str, str, bytes]]:

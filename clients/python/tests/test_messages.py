@@ -34,6 +34,7 @@ NAMES = (
         ("x", "/", "a b", "ž" * 127, "\U0001f600"),
         ("", "a\n", "\u200e", "\ufffe", "\uffff", "ž" * 128, "\x7f"),
     ),
+    (m.JOB_ID, ("4711", "12[3].pbs01", "#!~", "1" * 128), ("", "47 11", "a/b", "a\n", "ž", "\x7f", "1" * 129)),
     (m.LINK_NAME, ("br0", "default", "a b"), ("", "a/b", "\u200f", "a" * 64, "a\x00", "\ufffe")),
     (
         m.MAC,
@@ -75,6 +76,14 @@ class Names(unittest.TestCase):
         for text in ("", "7", ".7", "0.7", f"{samples.CURSOR}x", f"{samples.ID}.7", f"{samples.ID.hex}.", f"{samples.ID.hex}.²"):
             with self.subTest(text), self.assertRaises(CodecError):
                 m.Cursor.parse(text)
+
+    def test_a_lease_is_shown_and_read_again(self) -> None:
+        self.assertEqual(str(samples.KEY), "slurm/grid/12[3].pbs01/2")
+        self.assertEqual(m.LeaseKey.parse(str(samples.KEY)), samples.KEY)
+        for text in ("", "slurm/grid/4711", "slurm/grid/4711/0/0", "slurm/grid/4711/x", "slurm/grid/4711/-1", "slurm//4711/0",
+                     "Slurm/grid/4711/0", "slurm/grid/47 11/0", "slurm/grid/4711/4294967296", "slurm/grid/4711/²"):
+            with self.subTest(text), self.assertRaises(CodecError):
+                m.LeaseKey.parse(text)
 
 
 class Messages(unittest.TestCase):

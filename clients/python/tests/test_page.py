@@ -96,6 +96,9 @@ class Page(unittest.TestCase):
             (answers.split("\n`DomainRow`:")[1], "field | type", m.DomainRow),
             (answers.split("\n`Info`:")[1], "field | type", m.Info),
             (answers.split("\n`JobRow`:")[1], "field | type", m.JobRow),
+            (answers.split("\n`LeaseRow`:")[1], "field | type", m.LeaseRow),
+            (answers.split("\n`StatusRow`:")[1], "field | type", m.StatusRow),
+            (answers.split("\n`Room`:")[1], "field | type", m.HostRoom),
         ):
             with self.subTest(cls.__name__):
                 self.assertEqual(fields(cls), [ticked(row[0]) for row in rows(text, head)])
@@ -113,22 +116,27 @@ class Page(unittest.TestCase):
             "Event": (m.EventRow,),
             "Console": m.CONSOLE.types,
             "Permitted": (m.Permit,),
+            "Standing": (m.StatusRow,),
+            "Status": (m.StatusRow,),
+            "Room": (m.HostRoom,),
         }
+        leases = {"number | reply": m.LEASE.types, "number | item": (m.LeaseRow,)}
         for head, kind in (("number | reply", m.REPLY), ("number | item", m.ITEM)):
             types: List[type] = []
             for at, row in enumerate(rows(answers, head)):
                 self.assertEqual(int(row[0]), at)
                 name = ticked(row[1])
-                types.extend(named.get(name) or (getattr(m, name),))
+                types.extend(leases[head] if name == "Lease" else named.get(name) or (getattr(m, name),))
             self.assertEqual(tuple(types), kind.types)
 
     def test_enumerations(self) -> None:
         answers = section("Answers")
         what = next(row[1] for row in rows(answers.split("\n`EventRow`:")[1], "field") if row[0] == "`what`")
         self.assertEqual(enumeration(m.What), counted(what.split("enumeration: ")[1]))
-        state = re.search(r"`DomainState`, an enumeration: (.*)\.", answers)
-        assert state
-        self.assertEqual(enumeration(m.DomainState), counted(state.group(1)))
+        for values in (m.DomainState, m.Standing, m.Depth, m.LeaseState, m.Then):
+            line = re.search(rf"`{values.__name__}`, an enumeration: (.*)\.", answers)
+            assert line
+            self.assertEqual(enumeration(values), counted(line.group(1)))
         job = next(row[1] for row in rows(answers.split("\n`JobRow`:")[1], "field") if row[0] == "`state`")
         self.assertEqual(enumeration(m.JobState), counted(job.split("enumeration: ")[1]))
         settle = next(row[3] for row in rows(section("Verbs"), "number | verb") if row[1] == "`settle`")

@@ -10,7 +10,7 @@
 it looks as bytes, `wire` frames, `gss` Kerberos.
 """
 
-from .client import Client, Events, Listing, follow, insist
+from .client import Client, Events, Listing, Standings, follow, insist
 from .errors import (
     Closed,
     CodecError,
@@ -27,7 +27,21 @@ from .errors import (
     Unauthenticated,
     Unreachable,
 )
-from .messages import Cursor, DomainRow, DomainState, EventRow, Gap
+from .messages import (
+    Cursor,
+    DomainRow,
+    DomainState,
+    EventRow,
+    Gap,
+    Granted,
+    LeaseKey,
+    LeaseRow,
+    NotGranted,
+    Pending,
+    Standing,
+    StatusRow,
+    Then,
+)
 
 __all__ = [
     "Client",
@@ -43,12 +57,21 @@ __all__ = [
     "Fault",
     "FaultCode",
     "Gap",
+    "Granted",
+    "LeaseKey",
+    "LeaseRow",
     "Listing",
     "Lost",
+    "NotGranted",
+    "Pending",
     "ProtocolError",
     "Reason",
     "Refused",
+    "Standing",
+    "Standings",
+    "StatusRow",
     "Tampered",
+    "Then",
     "TimedOut",
     "Unauthenticated",
     "Unreachable",

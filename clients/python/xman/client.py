@@ -61,6 +61,14 @@ class Listing:
 
 
 @dataclass(frozen=True)
+class Standings:
+    """How a host's domains stand towards jobs, and what room it has."""
+
+    domains: Tuple[m.StatusRow, ...]
+    room: m.HostRoom
+
+
+@dataclass(frozen=True)
 class Answer:
     """All that came of a call."""
 
@@ -158,6 +166,55 @@ class Client:
     ) -> Events:
         """Returns what has happened to domains since a cursor, and with `follow` what happens from now on."""
         return Events(self, m.Events(tuple(patterns), since, follow))
+
+    def lease_begin(
+        self,
+        key: m.LeaseKey,
+        domain: m.Domain,
+        *,
+        user: Optional[str] = None,
+        preemptible: Optional[bool] = None,
+        ends_in: Optional[float] = None,
+        reserve: bool = False,
+        wait: bool = True,
+        id: Optional[UUID] = None,
+        timeout: Optional[float] = None,
+    ) -> m.Lease:
+        """Says that a job begins in a domain, and returns what came of it: `Granted`, `Pending` or `NotGranted`.
+
+        The key stands for the lease: the same again is the same lease, also with another id, and tells how it stands.
+        `ends_in` is in seconds. With `reserve` the room is only kept, for that long. Without `wait` the answer is
+        `Pending` where others have to give way; with it, only where the time is over first.
+        """
+        ends_in_ms = None if ends_in is None else max(int(ends_in * 1000), 1)
+        begin = m.LeaseBegin(key, _named(domain), user, preemptible, ends_in_ms, reserve, wait)
+        reply = self.call("lease-begin", begin, id=id, timeout=timeout).reply
+        if not isinstance(reply, (m.Granted, m.Pending, m.NotGranted)):
+            raise ProtocolError(f"the host answered {type(reply).__name__} instead of a lease")
+        return reply
+
+    def lease_end(
+        self,
+        key: m.LeaseKey,
+        domain: Optional[m.Domain] = None,
+        *,
+        id: Optional[UUID] = None,
+        timeout: Optional[float] = None,
+    ) -> Tuple[m.LeaseKey, ...]:
+        """Says that a job has ended, in all its domains or in one, and returns the leases that it had; none is no failure."""
+        end = m.LeaseEnd(key, None if domain is None else _named(domain))
+        return _only(m.Ended, self.call("lease-end", end, id=id, timeout=timeout).reply).keys
+
+    def leases(self, system: Optional[str] = None) -> Tuple[m.LeaseRow, ...]:
+        """Returns the leases, of all batch systems or of one."""
+        items = self.call("lease-list", m.LeaseList(system)).items
+        return tuple(item for item in items if isinstance(item, m.LeaseRow))
+
+    def status(self, patterns: Sequence[str] = ()) -> Standings:
+        """Returns how domains stand towards jobs; all that have a class, where there are no patterns."""
+        answer = self.call("status", m.Status(tuple(patterns)))
+        domains = tuple(item for item in answer.items if isinstance(item, m.StatusRow))
+        return Standings(domains, _only(m.HostRoom, answer.reply))
 
     def call(
         self,

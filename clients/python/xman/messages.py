@@ -45,6 +45,7 @@ from .errors import CodecError, FaultCode
 _MARKS = frozenset("\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _PRINCIPAL = re.compile(r"(?:[^@\\]|\\[/@\\tnb0])+@(?:[^@\\]|\\[/@\\tnb0])+")
 _TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_JOB_ID = re.compile(r"[!-.0-~]{1,128}")
 _MAC = re.compile(r"[0-9a-f][02468ace](?::[0-9a-f]{2}){5}")
 _HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9._:-]{0,252}")
 _HYPHENATED = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
@@ -88,6 +89,10 @@ def _label_value(value: str) -> Optional[str]:
     return "that is no label value" if wrong or not 1 <= _length(value) <= 255 else None
 
 
+def _job_id(value: str) -> Optional[str]:
+    return None if _JOB_ID.fullmatch(value) else "that is no job's id"
+
+
 def _link_name(value: str) -> Optional[str]:
     wrong = _control(value) or _marked(value) or "/" in value or not _NONCHARACTERS.isdisjoint(value)
     return "that is no link name" if wrong or not 1 <= _length(value) <= 63 else None
@@ -105,6 +110,7 @@ PRINCIPAL = Text(_principal)
 DOMAIN_NAME = Text(_domain_name)
 TAG = Text(_tag)
 LABEL_VALUE = Text(_label_value)
+JOB_ID = Text(_job_id)
 LINK_NAME = Text(_link_name)
 MAC = Text(_mac)
 HOST_NAME = Text(_host_name)
@@ -150,8 +156,32 @@ class Cursor:
         return cls(UUID(hex=book), int(number))
 
 
+@dataclass(frozen=True, order=True)
+class LeaseKey:
+    """One run of one job of a batch system, shown as SYSTEM/CLUSTER/JOB/RUN."""
+
+    system: str = of(TAG)
+    cluster: str = of(TAG)
+    id: str = of(JOB_ID)
+    run: int = of(U32, 0)
+
+    def __str__(self) -> str:
+        return f"{self.system}/{self.cluster}/{self.id}/{self.run}"
+
+    @classmethod
+    def parse(cls, text: str) -> LeaseKey:
+        """Returns the key that `str` of it gave; raises CodecError where there is none."""
+        parts = text.split("/")
+        if len(parts) != 4 or not re.fullmatch(r"[0-9]{1,10}", parts[3]):
+            raise CodecError("a lease is written SYSTEM/CLUSTER/JOB/RUN, as slurm/grid/4711/0")
+        key = cls(parts[0], parts[1], parts[2], int(parts[3]))
+        LEASE_KEY.encode(key)
+        return key
+
+
 PERMIT = Struct(Permit)
 CURSOR = Struct(Cursor)
+LEASE_KEY = Struct(LeaseKey)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Answers.
@@ -185,6 +215,7 @@ class What(enum.IntEnum):
     REBOOTED = 10
     LABELLED = 11
     FOUND = 12
+    STANDING = 13
 
 
 class JobState(enum.IntEnum):
@@ -194,7 +225,47 @@ class JobState(enum.IntEnum):
     UNKNOWN = 3
 
 
+class Standing(enum.IntEnum):
+    """How a domain stands towards jobs."""
+
+    DOWN = 0
+    BOOTING = 1
+    FREE = 2
+    OCCUPIED_WOULD_PREEMPT = 3
+    OCCUPIED = 4
+    RUNNING_PREEMPTIBLE = 5
+    RUNNING = 6
+    PREEMPTED = 7
+    FROZEN = 8
+
+
+class Depth(enum.IntEnum):
+    """How deep a domain goes to make room."""
+
+    STARVE = 0
+    SHRINK = 1
+    PAUSE = 2
+    FREEZE = 3
+
+
+class LeaseState(enum.IntEnum):
+    RESERVED = 0
+    PREPARING = 1
+    ACTIVE = 2
+    PREEMPTED = 3
+
+
+class Then(enum.IntEnum):
+    """What to do about a refusal."""
+
+    LATER = 0
+    ELSEWHERE = 1
+    NEVER = 2
+
+
 DOMAIN_STATE = Choice(DomainState)
+STANDING = Choice(Standing)
+DEPTH = Choice(Depth)
 
 
 @dataclass(frozen=True)
@@ -216,6 +287,8 @@ class DomainRow:
     persistent: bool = of(BOOL)
     saved: bool = of(BOOL)
     since_ms: Optional[int] = of(Maybe(U64))
+    standing: Optional[Standing] = of(Maybe(STANDING))
+    preempted_ms: int = of(U64)
     owners: Tuple[str, ...] = of(ListOf(PRINCIPAL))
     class_: Optional[str] = of(Maybe(TAG))
     labels: Tuple[Tuple[str, str], ...] = of(ListOf(Row(TAG, LABEL_VALUE)))
@@ -369,7 +442,144 @@ class Attached:
     device: NamedDevice = of(NAMED_DEVICE)
 
 
-Reply = Union[Done, Whoami, Info, DomainRow, Gone, Memory, JobRow, Explained, Permit, Attached]
+@dataclass(frozen=True)
+class LeaseRow:
+    """A job's lease of a domain."""
+
+    key: LeaseKey = of(LEASE_KEY)
+    domain: str = of(DOMAIN_NAME)
+    uuid: UUID = of(ID)
+    user: Optional[str] = of(Maybe(PRINCIPAL))
+    principal: str = of(PRINCIPAL)
+    state: LeaseState = of(Choice(LeaseState))
+    preemptible: bool = of(BOOL)
+    victims: Tuple[str, ...] = of(ListOf(DOMAIN_NAME))
+    began_ms: int = of(U64)
+    ends_in_ms: Optional[int] = of(Maybe(U64))
+
+
+@dataclass(frozen=True)
+class Granted:
+    """The lease is active or reserved, and libvirt was seen to agree."""
+
+    lease: LeaseRow = of(Struct(LeaseRow))
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The lease is there and its job must not begin yet: the same call again tells more."""
+
+    lease: LeaseRow = of(Struct(LeaseRow))
+
+
+@dataclass(frozen=True)
+class NotGranted:
+    """There is no lease, and nobody gave way."""
+
+    why: str = of(STRING)
+    then: Then = of(Choice(Then))
+
+
+Lease = Union[Granted, Pending, NotGranted]
+LEASE: Kind[Lease] = Variants("Lease", Struct(Granted), Struct(Pending), Struct(NotGranted))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The leases that there were and are no more."""
+
+    keys: Tuple[LeaseKey, ...] = of(ListOf(LEASE_KEY))
+
+
+@dataclass(frozen=True)
+class NeedsRoom:
+    """There is no room for it; the job that has it, where it is one."""
+
+    lease: Optional[LeaseKey] = of(Maybe(LEASE_KEY))
+
+
+@dataclass(frozen=True)
+class Suspended:
+    """The batch system, which has suspended this job of the domain's own."""
+
+    lease: LeaseKey = of(LEASE_KEY)
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody who asked for it."""
+
+    principal: str = of(PRINCIPAL)
+
+
+Holder = Union[NeedsRoom, Suspended, Person]
+
+
+@dataclass(frozen=True)
+class Hold:
+    """What keeps a domain from running."""
+
+    holder: Holder = of(Variants("holder", Struct(NeedsRoom), Struct(Suspended), Struct(Person)))
+    depth: Depth = of(DEPTH)
+    reason: str = of(STRING)
+    since_ms: int = of(U64)
+
+
+@dataclass(frozen=True)
+class StatusRow:
+    """How a domain stands towards jobs."""
+
+    name: str = of(DOMAIN_NAME)
+    uuid: UUID = of(ID)
+    hypervisor: str = of(STRING)
+    standing: Standing = of(STANDING)
+    since_ms: Optional[int] = of(Maybe(U64))
+    class_: Optional[str] = of(Maybe(TAG))
+    used_cpus: int = of(U32)
+    available_cpus: int = of(U32)
+    preempted_ms: int = of(U64)
+    depth: Optional[Depth] = of(Maybe(DEPTH))
+    doing: str = of(STRING)
+    holds: Tuple[Hold, ...] = of(ListOf(Struct(Hold)))
+    leases: Tuple[LeaseKey, ...] = of(ListOf(LEASE_KEY))
+
+
+@dataclass(frozen=True)
+class MaintenanceRow:
+    """Why nothing new begins on a host."""
+
+    reason: str = of(LABEL_VALUE)
+    principal: str = of(PRINCIPAL)
+    since_ms: int = of(U64)
+
+
+@dataclass(frozen=True)
+class HostRoom:
+    """What a host has for jobs and domains."""
+
+    cpus: int = of(U32)
+    used_cpus: int = of(U32)
+    memory_kib: int = of(U64)
+    used_memory_kib: int = of(U64)
+    maintenance: Optional[MaintenanceRow] = of(Maybe(Struct(MaintenanceRow)))
+
+
+Reply = Union[
+    Done,
+    Whoami,
+    Info,
+    DomainRow,
+    Gone,
+    Memory,
+    JobRow,
+    Explained,
+    Permit,
+    Attached,
+    Lease,
+    Ended,
+    StatusRow,
+    HostRoom,
+]
 REPLY: Kind[Reply] = Variants(
     "Reply",
     Struct(Done),
@@ -382,6 +592,10 @@ REPLY: Kind[Reply] = Variants(
     Struct(Explained),
     PERMIT,
     Struct(Attached),
+    LEASE,
+    Struct(Ended),
+    Struct(StatusRow),
+    Struct(HostRoom),
 )
 
 
@@ -474,7 +688,9 @@ class Gap:
     why: str = of(STRING)
 
 
-Item = Union[DomainRow, str, JobRow, Trouble, Image, bytes, Console, EventRow, Cursor, Gap]
+Item = Union[
+    DomainRow, str, JobRow, Trouble, Image, bytes, Console, EventRow, Cursor, Gap, LeaseRow, StatusRow
+]
 ITEM: Kind[Item] = Variants(
     "Item",
     Struct(DomainRow),
@@ -487,6 +703,8 @@ ITEM: Kind[Item] = Variants(
     Struct(EventRow),
     CURSOR,
     Struct(Gap),
+    Struct(LeaseRow),
+    Struct(StatusRow),
 )
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -783,6 +1001,68 @@ class Settle:
     settlement: Settlement = of(Choice(Settlement))
 
 
+@dataclass(frozen=True)
+class LeaseBegin:
+    """A job begins in a domain, and others give way for it. The same key again is the same lease."""
+
+    key: LeaseKey = of(LEASE_KEY)
+    domain: Domain = of(DOMAIN)
+    user: Optional[str] = of(Maybe(PRINCIPAL), None)
+    preemptible: Optional[bool] = of(Maybe(BOOL), None)
+    ends_in_ms: Optional[int] = of(Maybe(U64), None)
+    reserve: bool = of(BOOL, False)
+    wait: bool = of(BOOL, False)
+
+
+@dataclass(frozen=True)
+class LeaseEnd:
+    key: LeaseKey = of(LEASE_KEY)
+    domain: Optional[Domain] = of(Maybe(DOMAIN), None)
+
+
+@dataclass(frozen=True)
+class LeaseList:
+    system: Optional[str] = of(Maybe(TAG), None)
+    key: Optional[LeaseKey] = of(Maybe(LEASE_KEY), None)
+
+
+@dataclass(frozen=True)
+class Preempt:
+    domain: Domain = of(DOMAIN)
+    depth: Optional[Depth] = of(Maybe(DEPTH), None)
+    lease: Optional[LeaseKey] = of(Maybe(LEASE_KEY), None)
+    reason: Optional[str] = of(Maybe(LABEL_VALUE), None)
+    wait: bool = of(BOOL, False)
+
+
+@dataclass(frozen=True)
+class Resume:
+    domain: Domain = of(DOMAIN)
+    lease: Optional[LeaseKey] = of(Maybe(LEASE_KEY), None)
+    force: bool = of(BOOL, False)
+    wait: bool = of(BOOL, False)
+
+
+@dataclass(frozen=True)
+class Status:
+    patterns: Tuple[str, ...] = of(ListOf(STRING), ())
+
+
+@dataclass(frozen=True)
+class Reconcile:
+    """The jobs that a batch system has, sorted, each with its run: the leases of all others end."""
+
+    system: str = of(TAG)
+    cluster: str = of(TAG)
+    running: Tuple[Tuple[str, int], ...] = of(ListOf(Row(JOB_ID, U32)))
+    age_ms: int = of(U64)
+
+
+@dataclass(frozen=True)
+class Maintenance:
+    reason: Optional[str] = of(Maybe(LABEL_VALUE), None)
+
+
 class Effect(enum.Enum):
     READ = "read"
     CHANGE = "change"
@@ -852,6 +1132,16 @@ def _verbs() -> Dict[str, Verb]:
         (42, "migrate-in", read, MigrateIn),
         (43, "carry", stream, Carry),
         (44, "settle", change, Settle),
+        (45, "lease-begin", change, LeaseBegin),
+        (46, "lease-end", change, LeaseEnd),
+        (47, "lease-list", read, LeaseList),
+        (48, "preempt", change, Preempt),
+        (49, "resume", change, Resume),
+        (50, "freeze", change, Preempt),
+        (51, "thaw", change, Resume),
+        (52, "status", read, Status),
+        (53, "reconcile", change, Reconcile),
+        (54, "maintenance", change, Maintenance),
     )
     return {name: Verb(number, name, effect, Struct(cls)) for number, name, effect, cls in table}
 

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Attached, Cursor, Permit};
+use super::{Attached, Cursor, LeaseAnswer, LeaseKey, LeaseRow, Permit, Room, Standing, StatusRow};
 use crate::name::{DomainName, LabelValue, Principal, Tag};
 
 /// A call's answer when it succeeded.
@@ -49,6 +49,14 @@ pub enum Reply {
         /// The disk's name in the guest, or the interface's address: also where the host chose it.
         device: Attached,
     },
+    /// To `lease-begin`.
+    Lease(LeaseAnswer),
+    /// To `lease-end` and `reconcile`: the leases that there were and are no more.
+    Ended(Vec<LeaseKey>),
+    /// To what holds a domain back or lets it go.
+    Standing(StatusRow),
+    /// To `status` and `maintenance`.
+    Room(Room),
 }
 
 /// A part of an answer that can be long.
@@ -74,6 +82,10 @@ pub enum Item {
     Cursor(Cursor),
     /// Of `events`: something is missing here.
     Gap(Gap),
+    /// Of `lease-list`.
+    Lease(LeaseRow),
+    /// Of `status`.
+    Status(StatusRow),
 }
 
 /// A hypervisor that is not well.
@@ -179,6 +191,8 @@ pub enum Happening {
     Labelled,
     /// It was found like this, after libvirt had been silent or without a word from it.
     Found,
+    /// It stands otherwise towards jobs: the detail says how, and for whom.
+    Standing,
 }
 
 impl Happening {
@@ -197,6 +211,7 @@ impl Happening {
         Self::Rebooted,
         Self::Labelled,
         Self::Found,
+        Self::Standing,
     ];
 
     /// Returns the kind as it is shown.
@@ -215,6 +230,7 @@ impl Happening {
             Self::Rebooted => "rebooted",
             Self::Labelled => "labelled",
             Self::Found => "found",
+            Self::Standing => "standing",
         }
     }
 }
@@ -360,6 +376,10 @@ pub struct DomainRow {
     pub saved: bool,
     /// Since when it is in this state, in milliseconds since 1970; nothing where it was so before xmand came to look.
     pub since_ms: Option<u64>,
+    /// How it stands towards jobs, where it has a class that takes part.
+    pub standing: Option<Standing>,
+    /// Milliseconds that it has spent preempted so far while it had a job.
+    pub preempted_ms: u64,
     /// Its owners, class and labels; nothing where `metadata_trouble` is set.
     pub metadata: Metadata,
     /// Why they cannot be read: then nobody but administrators may do anything with it.

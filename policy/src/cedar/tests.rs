@@ -231,7 +231,10 @@ fn the_schema_puts_each_action_to_what_the_server_asks_it_about() {
                 | Verb::Explain
                 | Verb::ExplainOther
                 | Verb::DiscardImage
-                | Verb::MigrateIn => &["Host"],
+                | Verb::MigrateIn
+                | Verb::LeaseEnd
+                | Verb::Reconcile
+                | Verb::Maintenance => &["Host"],
                 // on the host first, then for each row, job, or domain of the XML; the hypervisor's messages, and a domain's
                 Verb::List
                 | Verb::JobList
@@ -243,7 +246,9 @@ fn the_schema_puts_each_action_to_what_the_server_asks_it_about() {
                 | Verb::Attach
                 | Verb::RestoreFrom
                 | Verb::Images
-                | Verb::Events => &["Host", "Domain"],
+                | Verb::Events
+                | Verb::Status
+                | Verb::LeaseList => &["Host", "Domain"],
                 Verb::Describe
                 | Verb::DescribeSecrets
                 | Verb::Undefine
@@ -268,7 +273,12 @@ fn the_schema_puts_each_action_to_what_the_server_asks_it_about() {
                 | Verb::Reset
                 | Verb::Rename
                 | Verb::Detach
-                | Verb::Console => &["Domain"],
+                | Verb::Console
+                | Verb::LeaseBegin
+                | Verb::Preempt
+                | Verb::Resume
+                | Verb::Freeze
+                | Verb::Thaw => &["Domain"],
                 Verb::Carry | Verb::Settle => unreachable!("they go by a permit"),
             },
         };

@@ -531,6 +531,18 @@ pub(super) fn abort_job(domain: &Domain) -> Result<(), Error> {
     }
 }
 
+/// Says how many seconds libvirt waits for the answers of a guest's agent from now on.
+///
+/// # Errors
+/// libvirt's; VIR_ERR_NO_SUPPORT where the driver knows no agents.
+pub(super) fn set_agent_patience(domain: &Domain, seconds: c_int) -> Result<(), Error> {
+    // SAFETY: the domain is alive.
+    match unsafe { sys::virDomainAgentSetResponseTimeout(domain.as_ptr(), seconds, 0) } {
+        0 => Ok(()),
+        _ => Err(Error::last_error()),
+    }
+}
+
 /// Is told that a stream has something, or that it is over. On libvirt's event thread: must not block.
 pub(super) type Attendant = Arc<dyn Fn(Ready<'_>) + Send + Sync>;
 

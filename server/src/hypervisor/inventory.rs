@@ -96,6 +96,8 @@ struct Memory {
     departed: HashMap<(usize, Uuid), Facts>,
     /// In the order in which they went.
     departures: VecDeque<(usize, Uuid)>,
+    /// The jobs that hold domains.
+    jobs: HashMap<(usize, Uuid), Arc<Lease>>,
 }
 
 type Key = (DomainName, usize, Uuid);
@@ -406,6 +408,44 @@ impl Inventory {
         facts
     }
 
+    /// Takes the jobs that hold domains now, in the place of those that did.
+    pub(super) fn hold_jobs(&self, jobs: HashMap<(usize, Uuid), Arc<Lease>>) {
+        let mut memory = self.memory();
+        if memory.jobs == jobs {
+            return;
+        }
+        memory.jobs = jobs;
+        let Memory {
+            records,
+            jobs,
+            revisions,
+            ..
+        } = &mut *memory;
+        for ((_, hypervisor, uuid), record) in records {
+            let job = jobs.get(&(*hypervisor, *uuid)).cloned().or_else(|| {
+                let metadata = record.reading.metadata.as_ref().as_ref();
+                metadata.ok().and_then(metadata::lease).map(Arc::new)
+            });
+            if record.lease != job {
+                record.lease = job;
+                *revisions += 1;
+                record.revision = *revisions;
+            }
+        }
+        drop(memory);
+        self.wake();
+    }
+
+    /// Gives a domain's facts a new revision.
+    pub(super) fn touch(&self, hypervisor: usize, uuid: Uuid) {
+        let mut memory = self.memory();
+        memory.revisions += 1;
+        let revision = memory.revisions;
+        if let Some(record) = memory.entry_mut(hypervisor, uuid) {
+            record.revision = revision;
+        }
+    }
+
     /// Takes out one domain that libvirt did not know any more.
     pub(super) fn gone(&self, hypervisor: usize, uuid: Uuid, began: Instant) {
         let uri = self.shared_uri(hypervisor);
@@ -576,6 +616,9 @@ impl Memory {
         });
         let old = self.names.get(&(hypervisor, uuid)).cloned();
         let mut record = Record::new(reading, began);
+        if let Some(job) = self.jobs.get(&(hypervisor, uuid)) {
+            record.lease = Some(Arc::clone(job));
+        }
         let is_new = self
             .hosts
             .get(hypervisor)
@@ -649,9 +692,10 @@ impl Record {
         }
     }
 
-    /// Whether a verdict that rested on the other still stands. Its lease comes from its metadata.
+    /// Whether a verdict that rested on the other still stands.
     fn is_to_a_verdict_as(&self, other: &Self) -> bool {
         self.reading.name == other.reading.name
+            && self.lease == other.lease
             && self.reading.state == other.reading.state
             && self.reading.metadata == other.reading.metadata
     }
@@ -707,6 +751,8 @@ pub(super) fn row(reading: &Reading, uri: &str, age_ms: u64, stale: bool) -> Dom
         persistent: reading.persistent,
         saved: reading.saved,
         since_ms: None,
+        standing: None,
+        preempted_ms: 0,
         metadata: reading.metadata.as_ref().clone().unwrap_or_default(),
         metadata_trouble: reading
             .metadata

@@ -21,16 +21,20 @@ use tokio::{task::spawn_blocking, time::timeout};
 use uuid::Uuid;
 use xman_common::{
     name::{DomainName, DomainRef, LabelValue, Principal, Tag},
-    protocol::{Code, DomainRow, DomainState, Fault, HostInfo, Metadata},
+    protocol::{Code, DomainRow, DomainState, Fault, Happening, HostInfo, Metadata},
 };
 use xman_policy::Lease;
 
+use book::{Event, Line};
 use connections::Hypervisor;
 use inventory::Inventory;
+
+use crate::clock::now_ms;
 
 pub(crate) use book::{Book, Entry, LENGTH as EVENTS_KEPT, Page};
 
 pub(crate) use console::OpenConsole;
+pub(crate) use depth::{Balloon, Clock, CpuShare, Life, Seen};
 pub(crate) use devices::Eyes;
 pub(crate) use sources::check as check_images;
 
@@ -42,6 +46,7 @@ mod bell;
 mod book;
 mod connections;
 mod console;
+mod depth;
 mod devices;
 mod faults;
 mod ffi;
@@ -106,6 +111,10 @@ pub(crate) struct NewDomain {
     pub(crate) name: DomainName,
     /// Its identity, where the XML gives one.
     pub(crate) uuid: Option<Uuid>,
+    /// The memory that it begins with, in KiB.
+    pub(crate) memory_kib: u64,
+    /// The virtual CPUs that it begins with.
+    pub(crate) vcpus: u32,
 }
 
 /// What is to become of a domain's metadata.
@@ -235,6 +244,48 @@ impl Hypervisors {
     /// The record of what happened.
     pub(crate) fn book(&self) -> &Book {
         &self.shared.book
+    }
+
+    /// Takes the jobs that hold domains now, by the domains' UUIDs: verdicts go by them.
+    pub(crate) fn hold_jobs(&self, jobs: Vec<(Uuid, String, Arc<Lease>)>) {
+        let jobs = jobs
+            .into_iter()
+            .filter_map(|(uuid, hypervisor, job)| Some(((self.index(&hypervisor)?, uuid), job)));
+        self.shared.inventory.hold_jobs(jobs.collect());
+    }
+
+    /// Writes into the record of what happened that a domain stands otherwise towards jobs.
+    pub(crate) fn tell_standing(&self, facts: &Facts, detail: String) {
+        let event = Event {
+            at_ms: now_ms(),
+            hypervisor: facts.hypervisor,
+            uri: Arc::clone(&facts.uri),
+            name: facts.name.clone(),
+            formerly: None,
+            uuid: facts.uuid,
+            what: Happening::Standing,
+            detail: detail.into(),
+            state: facts.state,
+        };
+        self.shared.book.add([Line::Event(event, facts.clone())]);
+    }
+
+    /// Changes whenever anything in memory does.
+    pub(crate) fn changes(&self) -> u64 {
+        *self.shared.inventory.changes().borrow()
+    }
+
+    /// What was last known of a domain, also where it is not in memory any more.
+    pub(crate) fn last_known(&self, uuid: Uuid, hypervisor: &str) -> Option<Facts> {
+        let index = self.index(hypervisor)?;
+        self.shared.inventory.last_known(index, uuid)
+    }
+
+    /// Lets verdicts on a domain be asked for again in its lane: something has changed that they may rest on.
+    pub(crate) fn touch(&self, uuid: Uuid, hypervisor: &str) {
+        if let Some(index) = self.index(hypervisor) {
+            self.shared.inventory.touch(index, uuid);
+        }
     }
 
     /// What is known now of a domain that `then` was known of, or `then` where it has gone.

@@ -142,7 +142,7 @@ impl Hypervisors {
     }
 
     /// What both saves do around that which libvirt does.
-    async fn put_away(
+    pub(super) async fn put_away(
         &self,
         target: Target,
         progress: watch::Sender<Option<Progress>>,
@@ -179,27 +179,7 @@ impl Hypervisors {
     ) -> Result<DomainRow, Fault> {
         self.in_lane(target, deadline, move |visit| {
             let name = &visit.facts.name;
-            sense(Act::Restore, name, visit.state)?;
-            if !visit.ok(visit.domain.has_managed_save(0))? {
-                return Err(no_image(name));
-            }
-            let kept = Kept::present(visit.call, &visit.domain, &visit.facts)?;
-            match ffi::managed_save_xml(&visit.domain) {
-                Ok(_) => {}
-                Err(error) if is_unsupported(&error) => {}
-                Err(error) if visit.call.connection.is_alive().unwrap_or(false) => {
-                    return Err(damaged(name, &error));
-                }
-                Err(error) => return Err(visit.call.fault(&error)),
-            }
-            visit.call.begin()?;
-            start_from_image(visit)?;
-            if let Err(fault) = kept.see_to(visit.call, &visit.domain) {
-                return Err(faults::unknown(&format!(
-                    "'{name}' is restored and paused, and it is not certain that its owners are those that it had: {}",
-                    fault.message
-                )));
-            }
+            restore_paused(visit)?;
             if !paused {
                 let_run(visit.call, &visit.domain, name)?;
             }
@@ -417,10 +397,39 @@ fn fate(is_worked_on: bool, is_active: bool, whole: Option<bool>, is_empty: bool
     }
 }
 
+/// Starts a domain from its image with its virtual CPUs stopped and the owners that it has now.
+///
+/// # Errors
+/// With nothing running: `Conflict` where there is no image, `Refused` where it is damaged, libvirt's. `Unknown` where it is not known.
+pub(super) fn restore_paused(visit: &Visit<'_>) -> Result<(), Fault> {
+    let name = &visit.facts.name;
+    sense(Act::Restore, name, visit.state)?;
+    if !visit.ok(visit.domain.has_managed_save(0))? {
+        return Err(no_image(name));
+    }
+    let kept = Kept::present(visit.call, &visit.domain, &visit.facts)?;
+    match ffi::managed_save_xml(&visit.domain) {
+        Ok(_) => {}
+        Err(error) if is_unsupported(&error) => {}
+        Err(error) if visit.call.connection.is_alive().unwrap_or(false) => {
+            return Err(damaged(name, &error));
+        }
+        Err(error) => return Err(visit.call.fault(&error)),
+    }
+    visit.call.begin()?;
+    start_from_image(visit)?;
+    kept.see_to(visit.call, &visit.domain).map_err(|fault| {
+        faults::unknown(&format!(
+            "'{name}' is restored and paused, and it is not certain that its owners are those that it had: {}",
+            fault.message
+        ))
+    })
+}
+
 /// Starts a domain from its image with its virtual CPUs stopped, and makes sure that it was that.
 fn start_from_image(visit: &Visit<'_>) -> Result<(), Fault> {
     let name = &visit.facts.name;
-    visit.ok(visit.domain.create_with_flags(sys::VIR_DOMAIN_START_PAUSED))?;
+    visit.ok(start_paused(visit))?;
     let seen = visit
         .call
         .connection
@@ -454,9 +463,27 @@ fn start_from_image(visit: &Visit<'_>) -> Result<(), Fault> {
     }
 }
 
+fn start_paused(visit: &Visit<'_>) -> Result<(), Error> {
+    match visit.domain.create_with_flags(sys::VIR_DOMAIN_START_PAUSED) {
+        // libvirt's test driver has no such start. Nothing runs in its domains, so that a pause thereafter is the same.
+        Err(error)
+            if error.code().to_raw() == sys::VIR_ERR_INVALID_ARG
+                && visit
+                    .call
+                    .connection
+                    .driver_type()
+                    .is_ok_and(|driver| driver.eq_ignore_ascii_case("test")) =>
+        {
+            visit.domain.create()?;
+            visit.domain.suspend()
+        }
+        started => started,
+    }
+}
+
 /// Where a domain comes from that was started paused while it had a saved image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Origin {
+pub(super) enum Origin {
     Image,
     Afresh,
     Unsaid,
@@ -464,7 +491,7 @@ enum Origin {
 
 /// libvirt's QEMU driver restores by an incoming migration, and says so while the domain is paused; one that boots is paused by its user. Its other
 /// drivers say the same of both, and never boot where an image is.
-fn origin(driver: &str, (state, reason): (i32, i32)) -> Origin {
+pub(super) fn origin(driver: &str, (state, reason): (i32, i32)) -> Origin {
     let pair = (
         u32::try_from(state).unwrap_or_default(),
         u32::try_from(reason).unwrap_or_default(),
@@ -556,6 +583,8 @@ fn described(
     let noted = NewDomain {
         name: note.domain.clone(),
         uuid: Some(note.uuid),
+        memory_kib: 0,
+        vcpus: 0,
     };
     let secure = sys::VIR_DOMAIN_SAVE_IMAGE_XML_SECURE;
     let held = match call.connection.save_image_xml_desc(memory, secure) {
@@ -585,7 +614,7 @@ fn described(
         ));
     }
     let (new, _) = xml::read(&held)?;
-    if new != noted {
+    if (&new.name, new.uuid) != (&noted.name, noted.uuid) {
         return Err(Fault::new(
             Code::Refused,
             format!(
@@ -630,10 +659,20 @@ fn room(visit: &Visit<'_>, folder: &Path) -> Result<(), Fault> {
     }
 }
 
-fn enough(name: &DomainName, memory_kib: u64, free: u64, folder: &Path) -> Result<(), Fault> {
-    let needed = memory_kib
+/// What the image of a guest with so much memory can take, in KiB.
+pub(super) fn image_kib(memory_kib: u64) -> u64 {
+    memory_kib
         .saturating_add(memory_kib / MARGIN_SHARE)
-        .saturating_add(MARGIN_KIB);
+        .saturating_add(MARGIN_KIB)
+}
+
+pub(super) fn enough(
+    name: &DomainName,
+    memory_kib: u64,
+    free: u64,
+    folder: &Path,
+) -> Result<(), Fault> {
+    let needed = image_kib(memory_kib);
     if needed <= free {
         return Ok(());
     }
@@ -649,7 +688,7 @@ fn enough(name: &DomainName, memory_kib: u64, free: u64, folder: &Path) -> Resul
 }
 
 /// Room in the file system of a folder, or of that in which it will be made.
-fn free_kib(folder: &Path) -> io::Result<u64> {
+pub(super) fn free_kib(folder: &Path) -> io::Result<u64> {
     let there = folder.ancestors().find(|folder| folder.is_dir());
     let there = there.ok_or(io::ErrorKind::NotFound)?;
     let system = statvfs(there)?;
@@ -660,7 +699,7 @@ fn free_kib(folder: &Path) -> io::Result<u64> {
 }
 
 /// The folder in which libvirt keeps the images of a hypervisor on this machine; `cache` is where a session libvirt keeps its cache.
-fn save_folder(uri: &str, cache: Option<&Path>) -> Option<PathBuf> {
+pub(super) fn save_folder(uri: &str, cache: Option<&Path>) -> Option<PathBuf> {
     let (scheme, rest) = uri.split_once("://")?;
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
     match (scheme.split('+').next()?, path.trim_end_matches('/')) {
@@ -688,7 +727,7 @@ fn is_on_this_machine(uri: &str) -> Result<(), Fault> {
 }
 
 /// Looks how a domain is after its save failed, and says so.
-fn stayed(visit: &Visit<'_>, error: &Error) -> Fault {
+pub(super) fn stayed(visit: &Visit<'_>, error: &Error) -> Fault {
     let fault = visit.call.fault(error);
     let name = &visit.facts.name;
     if fault.code == Code::Unknown || !visit.call.connection.is_alive().unwrap_or(false) {
@@ -733,7 +772,7 @@ fn stayed(visit: &Visit<'_>, error: &Error) -> Fault {
 }
 
 /// The fault for a domain that is not as libvirt's word lets expect.
-fn not_seen(name: &DomainName, seen: Result<Option<Reading>, Error>) -> Fault {
+pub(super) fn not_seen(name: &DomainName, seen: Result<Option<Reading>, Error>) -> Fault {
     let how = match seen {
         Ok(Some(reading)) if reading.saved => {
             format!("it is {} and has a saved image", reading.state)
@@ -764,7 +803,7 @@ fn damaged(name: &DomainName, error: &Error) -> Fault {
     )
 }
 
-fn is_unsupported(error: &Error) -> bool {
+pub(super) fn is_unsupported(error: &Error) -> bool {
     error.code().to_raw() == sys::VIR_ERR_NO_SUPPORT
 }
 

@@ -20,6 +20,8 @@ use xman_common::protocol::{DomainState, MAX_METADATA, MemSet, VcpuSet};
 
 use super::{connections::Class, lanes::Key, verbs::Visit, *};
 
+mod depth;
+
 const WEB: &str = "6695eb01-f6a4-8304-79aa-97f2502e1930";
 const DB: &str = "6695eb01-f6a4-8304-79aa-97f2502e1931";
 

@@ -36,7 +36,7 @@ const ANSWER_TIME: Duration = Duration::from_millis(100);
 const FORCE_TIME: Duration = Duration::from_secs(10);
 
 /// What the driver of containers calls itself.
-const CONTAINERS: &str = "LXC";
+pub(super) const CONTAINERS: &str = "LXC";
 
 /// A way to ask a guest for something, and by which flags a container hears of it.
 struct Plea {
@@ -451,7 +451,7 @@ impl Hypervisors {
     }
 
     /// Waits until a domain looks as wished; returns whether it does.
-    async fn until(
+    pub(super) async fn until(
         &self,
         facts: &Facts,
         limit: Instant,
@@ -469,7 +469,8 @@ impl Hypervisors {
         }
     }
 
-    fn row(&self, facts: &Facts) -> Option<DomainRow> {
+    /// What `list` shows of a domain, from memory.
+    pub(crate) fn row(&self, facts: &Facts) -> Option<DomainRow> {
         self.shared.inventory.row(facts.hypervisor, facts.uuid)
     }
 }
@@ -546,6 +547,19 @@ impl<'a> Visit<'a> {
         })
     }
 
+    /// Looks at the domain again, where the visit itself has changed its state.
+    pub(super) fn again(&self) -> Result<Self, Fault> {
+        let state = self.ok(readings::state(&self.domain))?;
+        Ok(Self {
+            call: self.call,
+            host: self.host,
+            domain: self.domain.clone(),
+            facts: self.facts.clone(),
+            state,
+            before: self.before.clone(),
+        })
+    }
+
     pub(super) fn ok<T>(&self, result: Result<T, Error>) -> Result<T, Fault> {
         result.map_err(|error| self.call.fault(&error))
     }
@@ -588,7 +602,7 @@ impl<'a> Visit<'a> {
         Ok(reading)
     }
 
-    fn sizes(&self) -> Sizes<'_> {
+    pub(super) fn sizes(&self) -> Sizes<'_> {
         Sizes {
             name: &self.facts.name,
             active: self.state.is_active(),

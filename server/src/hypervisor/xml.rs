@@ -89,7 +89,7 @@ pub(super) fn read(xml: &str) -> Result<(NewDomain, Result<Metadata, String>), F
     Ok((new, metadata))
 }
 
-fn document(xml: &str) -> Result<Document<'_>, Fault> {
+pub(super) fn document(xml: &str) -> Result<Document<'_>, Fault> {
     if xml.contains('\0') {
         return Err(bad("it holds a NUL"));
     }
@@ -115,6 +115,41 @@ fn document(xml: &str) -> Result<Document<'_>, Fault> {
     Ok(document)
 }
 
+/// The memory that a domain begins with, in KiB; 0 where the XML says none that means anything, which libvirt refuses.
+fn memory_kib(root: Node<'_, '_>) -> u64 {
+    let said = |tag: &str| {
+        let node = root.children().find(|node| node.has_tag_name(tag))?;
+        let number: u64 = node.text()?.trim().parse().ok()?;
+        // The units of libvirt's manual of the domain XML.
+        let bytes = match node.attribute("unit").unwrap_or("KiB") {
+            "b" | "bytes" => 1,
+            "KB" => 1000,
+            "k" | "KiB" => 1 << 10,
+            "MB" => 1_000_000,
+            "M" | "MiB" => 1 << 20,
+            "GB" => 1_000_000_000,
+            "G" | "GiB" => 1 << 30,
+            "TB" => 1_000_000_000_000,
+            "T" | "TiB" => 1_u64 << 40,
+            _ => return None,
+        };
+        Some(number.saturating_mul(bytes).div_ceil(1024))
+    };
+    said("currentMemory")
+        .or_else(|| said("memory"))
+        .unwrap_or(0)
+}
+
+/// The virtual CPUs that a domain begins with.
+fn vcpus(root: Node<'_, '_>) -> u32 {
+    let node = root.children().find(|node| node.has_tag_name("vcpu"));
+    let said = node.and_then(|node| {
+        let number = node.attribute("current").or_else(|| node.text())?;
+        number.trim().parse().ok()
+    });
+    said.unwrap_or(1)
+}
+
 fn described(document: &Document<'_>) -> Result<NewDomain, Fault> {
     let root = document.root_element();
     if !root.has_tag_name("domain") || root.tag_name().namespace().is_some() {
@@ -134,7 +169,12 @@ fn described(document: &Document<'_>) -> Result<NewDomain, Fault> {
         .map(|node| uuid(document, node))
         .transpose()?;
     only_child(document, root, "metadata")?;
-    Ok(NewDomain { name, uuid })
+    Ok(NewDomain {
+        name,
+        uuid,
+        memory_kib: memory_kib(root),
+        vcpus: vcpus(root),
+    })
 }
 
 /// The elements that are ours, where libvirt looks for them: among the children of `<metadata>`, not inside those of others.

@@ -28,4 +28,6 @@ mod python;
 mod rights_attacked;
 mod rxm;
 mod saved;
+mod schedule;
+mod schedule_faults;
 mod stopping;

@@ -13,8 +13,11 @@ use xman_common::{
     protocol::{DomainState, Verb},
 };
 
-use crate::console::Escape;
-use crate::units::{bandwidth, duration, memory_kib, milliseconds};
+use crate::{
+    console::Escape,
+    drain, holds, lease, maintenance, reconcile, status,
+    units::{bandwidth, duration, memory_kib, milliseconds},
+};
 
 const STYLES: styling::Styles = styling::Styles::styled()
     .header(styling::AnsiColor::Green.on_default().bold())
@@ -150,7 +153,7 @@ pub(crate) struct Options {
     /// The host's hypervisor, where it has several: libvirt URI or driver, as lxc (rxm info lists them)
     #[arg(long, global = true, value_name = "URI|DRIVER")]
     pub(crate) hypervisor: Option<String>,
-    /// Do not ask before a pattern changes several domains
+    /// Do not ask before a pattern changes several domains, or several hosts are changed
     #[arg(short, long, global = true)]
     pub(crate) yes: bool,
     /// Show what would be done to what, and whether one may; change nothing
@@ -216,7 +219,7 @@ Where the rows come from several hypervisors a column names the driver of each (
 
 JSON: host, name, uuid, hypervisor, id (null when off), state, reason, memory_kib, max_memory_kib, vcpus, max_vcpus, cpu_time_ns, \
     autostart, persistent, saved (whether a saved memory waits for its next start), since_ms (when this state began in milliseconds since 1970; null \
-    where it was before xmand came to look), owners (a list), class (or null), labels (an object), metadata_trouble (why these three cannot be read; \
+    where it was before xmand came to look), standing (towards jobs; null where it takes no part), preempted_ms, owners (a list), class (or null), labels (an object), metadata_trouble (why these three cannot be read; \
     usually empty), age_ms, stale."
     )]
     List(ListArgs),
@@ -253,7 +256,7 @@ Examples:
   rxm -H skirit80 events --since 67e5504410b1426f9247bb680e5fe0c8.17
 
 JSON is one object a line: host, time (UTC), domain, uuid, hypervisor, event (defined, undefined, renamed, started, paused, resumed, \
-    shutting-down, stopped, sleeping, crashed, rebooted, labelled, found), detail, state, cursor; what is missing has gap (why) in place of \
+    shutting-down, stopped, sleeping, crashed, rebooted, labelled, found, standing (towards jobs)), detail, state, cursor; what is missing has gap (why) in place of \
     domain, uuid, event, detail and state, and a hypervisor that is null where all are meant. A host that is given up has error.")]
     Events(EventsArgs),
     /// Make a domain from libvirt XML and start it
@@ -457,6 +460,33 @@ Examples:
   rxm migrate skirit80/web skirit81 --direct
   rxm migrate skirit80/web --abort")]
     Migrate(MigrateArgs),
+    /// Jobs of batch systems: begin them in domains, end them, list them
+    #[command(subcommand, after_help = lease::HELP)]
+    Lease(lease::Lease),
+    /// Let domains give way, until they are resumed
+    #[command(after_help = holds::PREEMPT_HELP)]
+    Preempt(holds::PreemptArgs),
+    /// Let go of domains that were preempted
+    #[command(after_help = holds::RESUME_HELP)]
+    Resume(holds::ResumeArgs),
+    /// Write the memory of domains to disk and give it back, until they are thawed
+    #[command(after_help = holds::FREEZE_HELP)]
+    Freeze(holds::HoldArgs),
+    /// Bring frozen domains back
+    #[command(after_help = holds::THAW_HELP)]
+    Thaw(holds::ResumeArgs),
+    /// Show how domains stand towards jobs
+    #[command(after_help = status::HELP)]
+    Status(status::StatusArgs),
+    /// End the leases of jobs that a batch system has no more
+    #[command(after_help = reconcile::HELP)]
+    Reconcile(reconcile::ReconcileArgs),
+    /// Let hosts take nothing new, or all again
+    #[command(subcommand, after_help = maintenance::HELP)]
+    Maintenance(maintenance::Maintenance),
+    /// Empty hosts: wait for their jobs, then move what runs or shut it down
+    #[command(after_help = drain::HELP)]
+    Drain(drain::DrainArgs),
     /// Show who owns domains, or change it
     #[command(after_help = "\
 What an owner may do is up to each host's rules. An owner's name is a full Kerberos principal, as klist shows it; + adds it and - takes it away. \
@@ -1156,12 +1186,11 @@ mod tests {
 
     #[test]
     fn resume_belongs_to_the_batch_side() {
-        for reserved in ["resume", "suspend", "freeze", "thaw", "preempt"] {
-            assert!(
-                Cli::try_parse_from(["rxm", reserved, "x"]).is_err(),
-                "{reserved}"
-            );
-        }
+        assert!(Cli::try_parse_from(["rxm", "suspend", "x"]).is_err());
+        let resume = Cli::try_parse_from(["rxm", "resume", "x"]).unwrap();
+        assert!(matches!(resume.command, Command::Resume(_)));
+        let unpause = Cli::try_parse_from(["rxm", "unpause", "x"]).unwrap();
+        assert!(matches!(unpause.command, Command::Unpause(_)));
     }
 
     #[test]
@@ -1367,6 +1396,15 @@ mod tests {
                 .map(ToString::to_string)
                 .unwrap_or_default();
             assert!(help.contains("Examples:"), "{}", command.get_name());
+        }
+        let lease = command.find_subcommand("lease").unwrap();
+        for part in lease.get_subcommands().filter(|c| c.get_name() != "help") {
+            let help = part.get_after_help().map(ToString::to_string);
+            assert!(
+                help.is_some_and(|help| help.contains("Examples:")),
+                "lease {}",
+                part.get_name()
+            );
         }
     }
 }

@@ -24,10 +24,12 @@ use crate::{
     },
     ask,
     exit::Tally,
+    holds,
     job::goes_on,
     output::{Complaints, error_value, named},
     setting::{Setting, Stop, misfit},
     show::{domain_value, job_value},
+    status::status_value,
     tags::{labels, owners},
     target::{self, Found, Purpose, Target, Wanted},
     units::size,
@@ -48,6 +50,8 @@ pub(crate) struct Deed<'a> {
     /// What is said before it is done, where that is more than the verb says.
     warning: Option<String>,
     request: &'a (dyn Fn(DomainRef) -> Request + Sync),
+    /// Whether what was answered is what was wanted.
+    judge: fn(Reply) -> Result<Reply, Explanation>,
 }
 
 impl<'a> Deed<'a> {
@@ -62,6 +66,7 @@ impl<'a> Deed<'a> {
             past,
             warning: None,
             request,
+            judge: Ok,
         }
     }
 
@@ -71,6 +76,16 @@ impl<'a> Deed<'a> {
             also: Some(also),
             ..self
         }
+    }
+
+    /// With what is said before it is done.
+    pub(crate) fn warning(self, warning: Option<String>) -> Self {
+        Self { warning, ..self }
+    }
+
+    /// With an answer that can be a failure all the same.
+    pub(crate) fn judged(self, judge: fn(Reply) -> Result<Reply, Explanation>) -> Self {
+        Self { judge, ..self }
     }
 }
 
@@ -143,11 +158,8 @@ pub(crate) async fn unpause(setting: &Setting, args: UnpauseArgs) -> Result<Tall
         setting,
         &domains.domains,
         Deed {
-            verb: Verb::Unpause,
             also: force.then_some(Verb::Destroy),
-            past: "runs on",
-            warning,
-            request,
+            ..Deed::new(Verb::Unpause, "runs on", request).warning(warning)
         },
     )
     .await
@@ -178,11 +190,8 @@ pub(crate) async fn shutdown(setting: &Setting, args: AskArgs) -> Result<Tally, 
         setting,
         &domains.domains,
         Deed {
-            verb: Verb::Shutdown,
             also: force.then_some(Verb::Destroy),
-            past,
-            warning,
-            request,
+            ..Deed::new(Verb::Shutdown, past, request).warning(warning)
         },
     )
     .await
@@ -213,11 +222,8 @@ pub(crate) async fn reboot(setting: &Setting, args: AskArgs) -> Result<Tally, St
         setting,
         &domains.domains,
         Deed {
-            verb: Verb::Reboot,
             also: force.then_some(Verb::Destroy),
-            past,
-            warning,
-            request,
+            ..Deed::new(Verb::Reboot, past, request).warning(warning)
         },
     )
     .await
@@ -424,7 +430,9 @@ async fn do_on_host(
             caller.rest();
         }
         target.aim(setting, &mut caller);
-        let outcome = change(setting, &mut caller, &(deed.request)(target.domain.clone())).await;
+        let outcome = change(setting, &mut caller, &(deed.request)(target.domain.clone()))
+            .await
+            .and_then(deed.judge);
         // The next domain of this host goes on with the session.
         *open.lock().unwrap_or_else(PoisonError::into_inner) = Some(rested(caller));
         (target, outcome)
@@ -465,9 +473,6 @@ pub(crate) async fn confirm(
     targets: &[Target],
     silent: &[(Address, Explanation)],
 ) -> Result<(), Stop> {
-    if setting.yes {
-        return Ok(());
-    }
     let labels: Vec<_> = targets.iter().map(Target::label).collect();
     let domains = labels.len();
     let hosts = match hosts_of(targets) {
@@ -483,6 +488,14 @@ pub(crate) async fn confirm(
         infinitive(verb),
         named(&labels)
     );
+    agree(setting, &about).await
+}
+
+/// Asks before something is done that is more than what was typed lets expect.
+pub(crate) async fn agree(setting: &Setting, about: &str) -> Result<(), Stop> {
+    if setting.yes {
+        return Ok(());
+    }
     if !ask::is_possible() {
         return Err(Stop::Usage(format!(
             "{about}; nobody can be asked here: say --yes to do it, or --dry-run to see it"
@@ -502,7 +515,7 @@ pub(crate) async fn confirm(
 
 /// Returns what is done, as it is said before a domain's name.
 fn infinitive(verb: Verb) -> &'static str {
-    const OTHERWISE: [(Verb, &str); 10] = [
+    const OTHERWISE: [(Verb, &str); 15] = [
         (Verb::Attach, "attach a device to"),
         (Verb::Detach, "detach a device from"),
         (Verb::Owner, "change the owners of"),
@@ -513,6 +526,11 @@ fn infinitive(verb: Verb) -> &'static str {
         (Verb::RestoreFrom, "restore"),
         (Verb::DiscardSaved, "throw away the saved memory of"),
         (Verb::DiscardImage, "throw away"),
+        (Verb::LeaseBegin, "begin a job in"),
+        (Verb::LeaseEnd, "end"),
+        (Verb::Resume, "let go of"),
+        (Verb::Reconcile, "end"),
+        (Verb::Maintenance, "change the maintenance of"),
     ];
     OTHERWISE
         .iter()
@@ -609,6 +627,12 @@ impl<'a> Told<'a> {
         }
     }
 
+    /// What is told from now on is about another verb.
+    pub(crate) fn of(&mut self, verb: Verb) -> &mut Self {
+        self.verb = verb;
+        self
+    }
+
     /// A host that could not be asked which domains it has.
     pub(crate) fn silent(&mut self, host: &Address, error: &Explanation) {
         self.tally.failed(error.kind);
@@ -634,6 +658,36 @@ impl<'a> Told<'a> {
             Format::Name | Format::Json | Format::Yaml => Ok(()),
         };
         self.remember(printed.map_err(Stop::from));
+    }
+
+    /// Something was done: its value, what is said of it, and the names of what it was done to.
+    pub(crate) fn done_with(&mut self, value: Value, said: &[String], names: &[String]) {
+        self.tally.done();
+        self.value(value);
+        let lines = match self.setting.output.format {
+            Format::Table | Format::Wide if self.setting.output.wants_notes() => said,
+            Format::Name => names,
+            Format::Table | Format::Wide | Format::Json | Format::Yaml => &[],
+        };
+        for line in lines {
+            let printed = self.setting.output.line(line);
+            self.remember(printed.map_err(Stop::from));
+        }
+    }
+
+    /// Something was not done, and the host has more to say about it than why.
+    pub(crate) fn failed_with(&mut self, value: Value, about: String, error: &Explanation) {
+        self.tally.failed(error.kind);
+        self.complaints.add(about, error);
+        self.complaints.say(&self.setting.output);
+        self.value(value);
+    }
+
+    fn value(&mut self, mut value: Value) {
+        if let Value::Object(fields) = &mut value {
+            fields.insert("verb".to_owned(), json!(self.verb.name()));
+        }
+        self.values.push(value);
     }
 
     /// A job that goes on alone.
@@ -693,11 +747,15 @@ impl<'a> Told<'a> {
                 json!({ "host": address, "name": name, "uuid": uuid, "gone": true })
             }
             Reply::Job(job) => job_value(address, job),
+            Reply::Standing(row) => status_value(address, row),
             Reply::Done
             | Reply::Whoami(_)
             | Reply::Info(_)
             | Reply::Explained(_)
-            | Reply::Permitted(_) => {
+            | Reply::Permitted(_)
+            | Reply::Lease(_)
+            | Reply::Ended(_)
+            | Reply::Room(_) => {
                 json!({ "host": address })
             }
         };
@@ -715,12 +773,16 @@ impl<'a> Told<'a> {
                 format!("{address}/{}", row.name)
             }
             Reply::Gone { name, .. } => format!("{address}/{name}"),
+            Reply::Standing(row) => format!("{address}/{}", row.name),
             Reply::Done
             | Reply::Job(_)
             | Reply::Whoami(_)
             | Reply::Info(_)
             | Reply::Explained(_)
-            | Reply::Permitted(_) => target.label(),
+            | Reply::Permitted(_)
+            | Reply::Lease(_)
+            | Reply::Ended(_)
+            | Reply::Room(_) => target.label(),
         };
         let printed = match self.setting.output.format {
             Format::Table | Format::Wide => self
@@ -836,6 +898,7 @@ fn sentence(verb: Verb, past: &str, reply: &Reply) -> String {
             )
         }
         Reply::Attached { device, .. } => format!("{past} as {}", called(device)),
+        Reply::Standing(row) => holds::sentence(verb, row),
         Reply::Memory { .. }
         | Reply::Domain(_)
         | Reply::Gone { .. }
@@ -844,7 +907,10 @@ fn sentence(verb: Verb, past: &str, reply: &Reply) -> String {
         | Reply::Whoami(_)
         | Reply::Info(_)
         | Reply::Explained(_)
-        | Reply::Permitted(_) => past.to_owned(),
+        | Reply::Permitted(_)
+        | Reply::Lease(_)
+        | Reply::Ended(_)
+        | Reply::Room(_) => past.to_owned(),
     }
 }
 
@@ -879,6 +945,8 @@ mod tests {
             persistent: true,
             saved: false,
             since_ms: None,
+            standing: None,
+            preempted_ms: 0,
             metadata: xman_common::protocol::Metadata::default(),
             metadata_trouble: String::new(),
             age_ms: 0,

@@ -1,4 +1,4 @@
-//! What a word on a command line could become: domains, hosts and hypervisors, for the functions that `rxm completion` writes for shells.
+//! What a word on a command line could become: domains, hosts, hypervisors and leases, for the functions that `rxm completion` writes for shells.
 //!
 //! ```text
 //! the words typed --> which value is it? --> the configuration, or the hosts --> one candidate a line
@@ -15,11 +15,12 @@ use clap::{Arg, Command, CommandFactory, Parser};
 use glob::Pattern;
 use tokio::time::{Instant, timeout_at};
 use xman_client::{Address, Interrupt, fleet};
-use xman_common::protocol::{DomainState, Info, Reply, Request};
+use xman_common::protocol::{DomainState, Info, LeaseList, LeaseRow, Reply, Request};
 
 use crate::{
     args::{Cli, actions},
     config::Config,
+    lease,
     setting::Setting,
     target::{self, split},
 };
@@ -264,7 +265,10 @@ impl Typed {
         let command = self.path.first().map_or("", String::as_str);
         match self.slot.as_deref()? {
             "hosts" => Some(Meaning::Hosts),
-            "destination" => Some(Meaning::Hosts),
+            "destination" | "to" if command != "save" => Some(Meaning::Hosts),
+            "lease" => Some(Meaning::Leases(Part::Key)),
+            "cluster" => Some(Meaning::Leases(Part::Cluster)),
+            "system" => Some(Meaning::Leases(Part::System)),
             "hypervisor" => Some(Meaning::Hypervisors),
             "domain" | "domains" | "patterns" => Some(Meaning::Domains(states(command))),
             "words" => {
@@ -290,6 +294,7 @@ impl Typed {
             Some(Meaning::Hosts) => self.hosts().unwrap_or_default(),
             Some(Meaning::Domains(states)) => self.domains(states).await.unwrap_or_default(),
             Some(Meaning::Hypervisors) => self.hypervisors().await.unwrap_or_default(),
+            Some(Meaning::Leases(part)) => self.leases(part).await.unwrap_or_default(),
         };
         found.retain(|candidate| candidate.starts_with(&self.value) && !candidate.starts_with('-'));
         found.sort();
@@ -384,6 +389,32 @@ impl Typed {
         Some(named.iter().take(MAX_CANDIDATES).map(called).collect())
     }
 
+    /// Leases of the hosts, with their host where it is being typed, or a part of each.
+    async fn leases(&self, part: Part) -> Option<Vec<String>> {
+        let deadline = Instant::now() + LIMIT;
+        let setting = &self.setting()?;
+        let hosts = setting.hosts().ok()?;
+        timeout_at(deadline, setting.check_ticket())
+            .await
+            .ok()?
+            .ok()?;
+        let ask = |host: Address| async move {
+            let mut caller = setting.caller(&host);
+            let leases = lease::leases(setting, &mut caller, LeaseList::default());
+            let leases = timeout_at(deadline, leases).await.ok()?.ok()?;
+            Some((host, leases))
+        };
+        let answers = fleet::all(hosts, fleet::WIDTH, ask).await;
+        let rows = answers.into_iter().flatten();
+        Some(
+            rows.flat_map(|(host, rows)| {
+                let name = |row: &LeaseRow| part.of(row, &host, &self.value);
+                rows.iter().map(name).collect::<Vec<_>>()
+            })
+            .collect(),
+        )
+    }
+
     /// URIs and drivers of the hosts.
     async fn hypervisors(&self) -> Option<Vec<String>> {
         let deadline = Instant::now() + LIMIT;
@@ -424,6 +455,28 @@ enum Meaning {
     Hypervisors,
     /// In one of these states, or in any.
     Domains(&'static [DomainState]),
+    Leases(Part),
+}
+
+/// What of a lease is being typed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Part {
+    Key,
+    /// `SYSTEM/CLUSTER`
+    Cluster,
+    System,
+}
+
+impl Part {
+    fn of(self, row: &LeaseRow, host: &Address, typed: &str) -> String {
+        let job = &row.key.job;
+        match self {
+            Self::Key if typed.starts_with(&format!("{host}/")) => format!("{host}/{}", row.key),
+            Self::Key => row.key.to_string(),
+            Self::Cluster => format!("{}/{}", job.system, job.cluster),
+            Self::System => job.system.to_string(),
+        }
+    }
 }
 
 /// In which states a command makes sense; in any where none is named.
@@ -437,7 +490,7 @@ fn states(command: &str) -> &'static [DomainState] {
         "destroy" | "reset" | "console" | "save" | "save-to" => {
             &[Running, Blocked, ShuttingDown, Paused, Sleeping, Crashed]
         }
-        "migrate" => &[Running, Blocked, Paused],
+        "migrate" | "preempt" | "freeze" => &[Running, Blocked, Paused],
         _ => &[],
     }
 }
@@ -638,6 +691,10 @@ mod tests {
             "rxm explain pause we",
             "rxm can bob@R pause ",
             "rxm -yqH a describe -- we",
+            "rxm lease begin slurm/grid/1/0 we",
+            "rxm resume --force we",
+            "rxm thaw a b ",
+            "rxm status --line we",
         ] {
             means(line, any);
         }
@@ -654,7 +711,22 @@ mod tests {
         ] {
             means(line, Some(Meaning::Hosts));
         }
+        means("rxm drain --to al", Some(Meaning::Hosts));
         means("rxm list --hypervisor ", Some(Meaning::Hypervisors));
+        for line in [
+            "rxm lease end ",
+            "rxm lease show a/slurm/gr",
+            "rxm lease begin sl",
+            "rxm preempt web --lease sl",
+            "rxm thaw --lease=sl",
+        ] {
+            means(line, Some(Meaning::Leases(Part::Key)));
+        }
+        means("rxm reconcile sl", Some(Meaning::Leases(Part::Cluster)));
+        means(
+            "rxm lease list --system ",
+            Some(Meaning::Leases(Part::System)),
+        );
         means("rxm explain ", Some(Meaning::Actions));
         for line in [
             "",
@@ -670,6 +742,11 @@ mod tests {
             "rxm mem-set web ",
             "rxm bogus we",
             "rxm job wait ",
+            "rxm save web --to ",
+            "rxm reconcile slurm/grid fi",
+            "rxm lease ",
+            "rxm preempt --reason ",
+            "rxm maintenance on ",
         ] {
             means(line, None);
         }
@@ -687,6 +764,17 @@ mod tests {
             (attached.before.as_str(), attached.value.as_str()),
             ("--hosts=", "a,@g")
         );
+    }
+
+    #[test]
+    fn a_lease_has_its_host_where_that_is_typed() {
+        let row = crate::lease::tests::lease_in("web", xman_common::protocol::LeaseState::Active);
+        let host = "a:7".parse().unwrap();
+        let of = |part: Part, typed| part.of(&row, &host, typed);
+        assert_eq!(of(Part::Key, "sl"), "slurm/grid/4711/0");
+        assert_eq!(of(Part::Key, "a:7/sl"), "a:7/slurm/grid/4711/0");
+        assert_eq!(of(Part::Cluster, ""), "slurm/grid");
+        assert_eq!(of(Part::System, ""), "slurm");
     }
 
     #[track_caller]

@@ -351,7 +351,9 @@ impl Visit {
             | Item::Image(_)
             | Item::Event(_)
             | Item::Cursor(_)
-            | Item::Gap(_) => self.leave(Why::Misfit),
+            | Item::Gap(_)
+            | Item::Lease(_)
+            | Item::Status(_) => self.leave(Why::Misfit),
         }
     }
 

@@ -288,7 +288,9 @@ impl Follower<'_> {
             | Item::Trouble(_)
             | Item::Image(_)
             | Item::Bytes(_)
-            | Item::Console(_) => Err(Unheard::Misfit),
+            | Item::Console(_)
+            | Item::Lease(_)
+            | Item::Status(_) => Err(Unheard::Misfit),
         }?;
         self.record.borrow_mut().note(address, cursor);
         self.printer.look_for_the_end()?;

@@ -8,19 +8,25 @@ mod complete;
 mod config;
 mod console;
 mod devices;
+mod drain;
 mod edit;
 mod events;
 mod exit;
 mod files;
+mod holds;
 mod job;
+mod lease;
+mod maintenance;
 mod messages;
 mod metadata;
 mod migrate;
 mod output;
+mod reconcile;
 mod rights;
 mod saved;
 mod setting;
 mod show;
+mod status;
 mod tags;
 mod target;
 mod terminal;
@@ -133,6 +139,15 @@ async fn work(options: args::Options, command: Command) -> Result<Tally, Stop> {
         Command::Autostart(args) => change::autostart(setting, args).await,
         Command::Reset(args) => change::reset(setting, args).await,
         Command::Rename(args) => change::rename(setting, args).await,
+        Command::Lease(command) => lease::lease(setting, command).await,
+        Command::Preempt(args) => holds::preempt(setting, args).await,
+        Command::Resume(args) => holds::resume(setting, args).await,
+        Command::Freeze(args) => holds::freeze(setting, args).await,
+        Command::Thaw(args) => holds::thaw(setting, args).await,
+        Command::Status(args) => status::status(setting, args).await,
+        Command::Reconcile(args) => reconcile::reconcile(setting, args).await,
+        Command::Maintenance(command) => maintenance::maintenance(setting, command).await,
+        Command::Drain(args) => drain::drain(setting, args).await,
         Command::Owner(args) => metadata::owner(setting, args).await,
         Command::Label(args) => metadata::label(setting, args).await,
         Command::Class(args) => metadata::class(setting, args).await,

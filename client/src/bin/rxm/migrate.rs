@@ -7,7 +7,7 @@ use uuid::Uuid;
 use xman_client::{Address, Caller, Event, Explanation, Kind, caller::may_have_happened};
 use xman_common::{
     name::{HostName, Principal},
-    protocol::{Code, Migrate, MigrateIn, Permit, Reply, Request, SERVICE, Verb, Way},
+    protocol::{Code, JobState, Migrate, MigrateIn, Permit, Reply, Request, SERVICE, Verb, Way},
 };
 
 use crate::{
@@ -108,6 +108,54 @@ pub(crate) async fn migrate(setting: &Setting, args: MigrateArgs) -> Result<Tall
     }
 }
 
+/// Moves one of several domains to another host, and waits for it.
+pub(crate) async fn move_one(
+    setting: &Setting,
+    caller: &mut Caller,
+    target: &Target,
+    destination: &Address,
+) -> Result<Reply, Explanation> {
+    let permit = permit(setting, caller, target, destination)
+        .await
+        .map_err(|error| Explanation {
+            what: format!("{destination}: {}", error.what),
+            ..error
+        })?;
+    let request = Request::Migrate(Migrate {
+        domain: target.domain.clone(),
+        destination: destination.host.clone(),
+        bandwidth: None,
+        downtime_ms: None,
+        way: Way::Channel {
+            port: destination.port,
+            permit,
+        },
+    });
+    let id = Uuid::new_v4();
+    let mut meter = Meter::silent();
+    let moved = follow(setting, caller, &request, id, &mut meter, |_| {
+        ControlFlow::Continue(())
+    });
+    match moved.await {
+        Ok(Reply::Job(job)) if job.state == JobState::Done => Ok(Reply::Job(job)),
+        Ok(Reply::Job(job)) => Err(Explanation {
+            kind: Kind::Refused,
+            code: Code::Refused.name(),
+            what: format!("it was not moved: {}: {}", job.state, job.result),
+            advice: String::new(),
+            is_common: false,
+        }),
+        Ok(_) => Err(misfit()),
+        Err(failure) => {
+            let mut explanation = setting.explain_change(&failure, &target.address);
+            if may_have_happened(&failure) {
+                explanation.advice = goes_on(&target.address, id);
+            }
+            Err(setting.of_denial(explanation, &request))
+        }
+    }
+}
+
 /// Asks the destination, as the person who calls, to let the domain come.
 async fn permit(
     setting: &Setting,
@@ -144,7 +192,7 @@ fn host_of(service: &Principal) -> Option<HostName> {
 }
 
 /// Tells whether the destination would let a domain come.
-async fn rehearse_arrival(setting: &Setting, destination: &Address) -> Tally {
+pub(crate) async fn rehearse_arrival(setting: &Setting, destination: &Address) -> Tally {
     let mut caller = setting.caller(destination);
     match may(setting, &mut caller, Verb::MigrateIn, None).await {
         Ok(true) => {

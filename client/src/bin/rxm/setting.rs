@@ -359,7 +359,9 @@ fn weight(item: &Item) -> usize {
         | Item::Console(_)
         | Item::Event(_)
         | Item::Cursor(_)
-        | Item::Gap(_) => ROW,
+        | Item::Gap(_)
+        | Item::Lease(_)
+        | Item::Status(_) => ROW,
     }
 }
 

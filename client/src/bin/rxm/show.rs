@@ -9,7 +9,7 @@ use xman_common::{
     name::Principal,
     protocol::{
         Code, DomainRow, DomainState, HostInfo, HypervisorTrouble, Identity, Info, JobRow,
-        Metadata, Progress, Reply, Request, Whoami,
+        Metadata, Progress, Reply, Request, Standing, Whoami,
     },
 };
 
@@ -18,6 +18,7 @@ use crate::{
     exit::Tally,
     output::{Complaints, Field, Row, Style, error_value},
     setting::{Setting, Stop, misfit},
+    status::{seconds, standing_field},
     tags::{class_of, labels, owners, shown, warn},
     target::{self, Wanted, ailing, driver},
     units::{size, span},
@@ -183,6 +184,8 @@ pub(crate) fn domain_value(address: &Address, row: &DomainRow) -> Value {
         "persistent": row.persistent,
         "saved": row.saved,
         "since_ms": row.since_ms,
+        "standing": row.standing.map(Standing::name),
+        "preempted_ms": row.preempted_ms,
         "owners": row.metadata.owners,
         "class": row.metadata.class,
         "labels": row.metadata.labels,
@@ -249,6 +252,8 @@ impl Columns {
                 "PERSISTENT",
                 "SAVED",
                 "SINCE",
+                "STANDING",
+                "PREEMPTED",
                 "MAX VCPUS",
                 "MAX MEMORY",
                 "REASON",
@@ -330,6 +335,12 @@ fn domain_cells(row: &DomainRow, columns: Columns) -> Vec<Field> {
             yes_no(row.persistent).into(),
             yes_no(row.saved).into(),
             since_in_words(row.since_ms).into(),
+            row.standing
+                .map_or_else(|| Field::from("-"), standing_field),
+            match row.standing {
+                None => "-".into(),
+                Some(_) => seconds(row.preempted_ms).into(),
+            },
             row.max_vcpus.to_string().into(),
             size(row.max_memory_kib).into(),
             row.reason.clone().into(),
@@ -344,7 +355,7 @@ fn domain_cells(row: &DomainRow, columns: Columns) -> Vec<Field> {
 }
 
 /// How long a domain has been in its state; `-` where it was so before its xmand came to look.
-fn since_in_words(since_ms: Option<u64>) -> String {
+pub(crate) fn since_in_words(since_ms: Option<u64>) -> String {
     let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
     since_ms.map_or_else(
         || "-".to_owned(),
@@ -847,6 +858,8 @@ mod tests {
             persistent: true,
             saved: false,
             since_ms: None,
+            standing: None,
+            preempted_ms: 0,
             metadata: xman_common::protocol::Metadata::default(),
             metadata_trouble: String::new(),
             age_ms: 42_900,
@@ -975,6 +988,29 @@ mod tests {
     }
 
     #[test]
+    fn wide_shows_how_domains_stand_towards_jobs_and_for_how_many_seconds_they_were_preempted() {
+        let grid = DomainRow {
+            standing: Some(Standing::OccupiedWouldPreempt),
+            preempted_ms: 61_999,
+            ..row()
+        };
+        let all = &heard(vec![grid.clone(), row()])[..1];
+        let columns = Columns::of(all, true);
+        let headers = columns.headers();
+        let at = headers.iter().position(|h| *h == "STANDING").unwrap();
+        assert_eq!(headers[at + 1], "PREEMPTED");
+        let rows = list_rows(all, columns);
+        assert_eq!(
+            texts(&rows[0])[at..at + 2],
+            ["occupied-would-preempt", "61s"]
+        );
+        assert_eq!(texts(&rows[1])[at..at + 2], ["-", "-"]);
+        let value = domain_value(&"a".parse().unwrap(), &grid);
+        assert_eq!(value["standing"], "occupied-would-preempt");
+        assert_eq!(value["preempted_ms"], 61_999);
+    }
+
+    #[test]
     fn wide_shows_owners_class_and_labels_where_there_are_any() {
         let all = &heard(vec![owned(), row()])[..1];
         let columns = Columns::of(all, true);
@@ -1056,7 +1092,7 @@ mod tests {
             concat!(
                 r#"[{"host":"skirit80","name":"web","uuid":"00000000-0000-0000-0000-000000000007","hypervisor":"qemu:///system","id":3,"#,
                 r#""state":"running","reason":"booted","memory_kib":2097152,"max_memory_kib":4194304,"vcpus":2,"max_vcpus":4,"#,
-                r#""cpu_time_ns":12345000000,"autostart":true,"persistent":true,"saved":false,"since_ms":null,"owners":[],"class":null,"labels":{},"#,
+                r#""cpu_time_ns":12345000000,"autostart":true,"persistent":true,"saved":false,"since_ms":null,"standing":null,"preempted_ms":0,"owners":[],"class":null,"labels":{},"#,
                 r#""metadata_trouble":"","age_ms":42900,"stale":false},"#,
                 r#"{"host":"skurut68","error":{"code":"unreachable","message":"unreachable: connection refused; is xmand running there?"}}]"#,
             )

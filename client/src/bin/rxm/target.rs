@@ -703,6 +703,8 @@ mod tests {
             persistent: true,
             saved: false,
             since_ms: None,
+            standing: None,
+            preempted_ms: 0,
             metadata: xman_common::protocol::Metadata::default(),
             metadata_trouble: String::new(),
             age_ms: 0,

@@ -6,6 +6,8 @@ use jiff::SignedDuration;
 
 const KIB_PER_MIB: u128 = 1024;
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
+/// No job is meant to last longer than a year.
+const LONGEST_LIFE: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Reads a size of memory, in KiB: `2G`, `512MiB`, `1.5GiB`; a bare number means MiB.
 pub(crate) fn memory_kib(text: &str) -> Result<u64, String> {
@@ -75,6 +77,15 @@ fn whole(text: &str, unit_kib: u128, what: &str) -> Result<u64, String> {
 
 /// Reads a time: `30s`, `2m`, `1h30m`, `500ms`; a bare number means seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    at_most(text, LONGEST, "a day")
+}
+
+/// Reads how long a job may last: `2h`, `72h30m`; a bare number means seconds.
+pub(crate) fn lifetime(text: &str) -> Result<Duration, String> {
+    at_most(text, LONGEST_LIFE, "a year")
+}
+
+fn at_most(text: &str, longest: Duration, in_words: &str) -> Result<Duration, String> {
     let bare = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let written = if bare {
         format!("{text}s")
@@ -86,7 +97,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let time = Duration::try_from(parsed).map_err(|_| usage())?;
     match time {
         Duration::ZERO => Err("no time at all is not enough".to_owned()),
-        time if time > LONGEST => Err(format!("'{text}' is more than a day")),
+        time if time > longest => Err(format!("'{text}' is more than {in_words}")),
         time => Ok(time),
     }
 }
@@ -216,6 +227,11 @@ mod tests {
             "1 fortnight",
         ] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(lifetime("72h"), Ok(Duration::from_secs(3 * 24 * 3600)));
+        assert_eq!(lifetime("90"), Ok(Duration::from_secs(90)));
+        for bad in ["", "0s", "9000h", "-1h"] {
+            assert!(lifetime(bad).is_err(), "{bad}");
         }
         assert_eq!(milliseconds("300ms"), Ok(300));
         assert_eq!(milliseconds("1s"), Ok(1000));
