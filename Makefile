@@ -62,8 +62,10 @@ install: ## Installs what `make release` built (PREFIX, DESTDIR).
 	@test -x $(TARGET)/$(PROFILE)/xmand -a -x $(TARGET)/$(PROFILE)/rxm || { echo "run 'make release' first" >&2; exit 1; }
 	install -D -m 0755 $(TARGET)/$(PROFILE)/xmand $(SBIN)/xmand
 	install -D -m 0755 $(TARGET)/$(PROFILE)/rxm $(BIN)/rxm
+	install -D -m 0755 $(TARGET)/$(PROFILE)/xman-hook $(SBIN)/xman-hook
 	install -d $(MAN)/man1 $(MAN)/man5 $(MAN)/man8
 	$(TARGET)/$(PROFILE)/rxm man $(MAN)/man1
+	$(TARGET)/$(PROFILE)/xman-hook man $(MAN)/man8
 	install -m 0644 docs/man/xmand.8 $(MAN)/man8/
 	install -m 0644 docs/man/xmand.toml.5 $(MAN)/man5/
 	install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
@@ -75,7 +77,11 @@ install: ## Installs what `make release` built (PREFIX, DESTDIR).
 	chmod 0644 $(UNIT)/xmand.service
 	install -D -m 0644 deploy/xmand.toml $(ETC)/xmand.toml.example
 	install -D -m 0644 deploy/rxm.toml $(ETC)/rxm.toml.example
-	install -m 0644 docs/SCHEDULING.md $(SHARE)/doc/xman/
+	install -D -m 0644 deploy/hook.toml $(ETC)/hook.toml.example
+	for system in slurm gridengine pbs torque htcondor; do install -d $(SHARE)/doc/xman/$$system && cp -R deploy/$$system/. $(SHARE)/doc/xman/$$system; done
+	install -d $(SHARE)/doc/xman/batch
+	install -m 0644 docs/BATCH.md docs/SCHEDULING.md $(SHARE)/doc/xman/
+	install -m 0644 docs/batch/*.md $(SHARE)/doc/xman/batch/
 	install -D -m 0644 deploy/rsyslog-xman.conf $(SHARE)/doc/xman/rsyslog-xman.conf
 	install -D -m 0644 policy/schema.cedarschema $(SHARE)/xman/schema.cedarschema
 	install -d $(SHARE)/doc/xman/policy
