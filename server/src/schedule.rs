@@ -92,6 +92,14 @@ struct Live {
     shown: standing::Shown,
 }
 
+impl Live {
+    /// All that was let in and does not show yet.
+    fn coming(&self) -> Amount {
+        let admitted = self.admitted.values();
+        admitted.fold(Amount::default(), |sum, it| sum.and(*it))
+    }
+}
+
 impl Scheduler {
     /// Takes up what the store says.
     ///
@@ -143,12 +151,7 @@ impl Scheduler {
     ) -> Result<T, Fault> {
         let _turn = self.turn.lock().await;
         let mut world = self.world(host);
-        let coming = self
-            .live()
-            .admitted
-            .values()
-            .fold(Amount::default(), |sum, it| sum.and(*it));
-        world.capacity = world.capacity.without(coming);
+        world.capacity = world.capacity.without(self.live().coming());
         let before = self.record();
         let mut after = Record::clone(&before);
         after.watch(&world);
@@ -338,7 +341,7 @@ impl Scheduler {
         let given: BTreeMap<Uuid, record::Given> = {
             let live = self.live();
             let drivers = live.drivers.iter();
-            drivers.map(|(uuid, it)| (*uuid, it.given())).collect()
+            drivers.map(|(uuid, it)| (*uuid, it.given)).collect()
         };
         let look = |uuid: Uuid| given.get(&uuid).copied().unwrap_or_default();
         self.decide(host, |record, world| record.advance(world, look))

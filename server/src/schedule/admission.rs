@@ -205,9 +205,7 @@ fn let_in(host: &Arc<Host>, uuid: Uuid, more: Amount) -> Result<Option<Admitted>
     let mut world = scheduler.world(host);
     let record = scheduler.record();
     let mut live = scheduler.live();
-    let coming = live.admitted.values();
-    let coming = coming.fold(Amount::default(), |sum, it| sum.and(*it));
-    world.capacity = world.capacity.without(coming);
+    world.capacity = world.capacity.without(live.coming());
     admits(&record.ledger(&world), uuid, more).map_err(|why| refusal(&world, &why, more))?;
     live.admissions += 1;
     let number = live.admissions;

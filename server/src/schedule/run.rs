@@ -71,10 +71,6 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn given(&self) -> Given {
-        self.given
-    }
-
     /// How deep the domain was seen.
     pub(super) fn depth(&self) -> Option<Depth> {
         let all = self.deepest.filter(|_| self.given == Given::All);
