@@ -18,9 +18,10 @@ use xman_client::{Address, Interrupt, fleet};
 use xman_common::protocol::{DomainState, Info, LeaseList, LeaseRow, Reply, Request};
 
 use crate::{
-    args::{Cli, actions},
+    args::Cli,
     config::Config,
     lease,
+    rights::actions,
     setting::Setting,
     target::{self, split},
 };

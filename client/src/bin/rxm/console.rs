@@ -21,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use clap::Args;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::OFlags,
@@ -39,16 +40,54 @@ use xman_common::{
 };
 
 use crate::{
-    args::ConsoleArgs,
     change::rehearse,
     clean,
     exit::Tally,
+    heard::conclude,
     output::Unprinted,
     setting::{Setting, Stop, misfit},
-    show::conclude,
     target::{self, Purpose},
     terminal,
 };
+
+/// What `rxm help console` says after the options.
+pub(crate) const HELP: &str = "\
+The first who comes has the keyboard; who comes later reads along. --force takes the keyboard over, and everybody \
+    there is told. When who types leaves, the keyboard goes to who has waited longest.
+
+Ctrl-] leaves at once, also in the middle of a paste; the guest stays as it is, logged in or not. Every other key goes to the guest, \
+    Ctrl-C and Ctrl-Z too. --escape chooses another key, for a guest that needs Ctrl-].
+
+A guest can write anything to your terminal, as with virsh console or a serial line: `reset` mends a terminal that it \
+    left in disorder. The window's size is not told to the guest unless you tell it, and resizing types nothing.
+
+Without a terminal on standard input, what is piped is typed, and what the guest writes is printed until it ends or \
+    --timeout is over.
+
+Examples:
+  rxm console skirit80/web
+  rxm console --force skirit80/web
+  rxm console --log web.log skirit80/web
+  echo uptime | rxm console --timeout 5s skirit80/web";
+
+/// Arguments of `console`.
+#[derive(Debug, Args)]
+pub(crate) struct ConsoleArgs {
+    /// NAME, UUID or HOST/NAME
+    pub(crate) domain: String,
+    /// Take the keyboard over from whoever has it, also from another program on the host
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Append all that the guest writes to a file, as it comes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
+    /// The key that leaves: ^] or another ^X, one character, or none
+    #[arg(short, long, value_name = "KEY", default_value = "^]", value_parser = Escape::parse)]
+    pub(crate) escape: Escape,
+    /// Type `stty rows R cols C` with this window's size at the beginning: for a guest that is at a shell's prompt
+    #[arg(long)]
+    pub(crate) size: bool,
+}
 
 /// Bytes that are read ahead of what the guest takes, so that the escape is seen behind a paste: beyond that the terminal itself waits.
 const AHEAD: usize = 1024 * 1024;

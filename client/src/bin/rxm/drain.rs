@@ -23,16 +23,16 @@ use xman_common::{
 };
 
 use crate::{
-    change::{HOSTS, Told, agree, change, may},
+    change::{HOSTS, agree, change, may},
     exit::Tally,
-    holds::PENDING,
     lease::leases,
     maintenance::put,
     migrate::{move_one, rehearse_arrival},
     output::named,
     setting::{Setting, Stop},
-    status::{keys, room},
+    status::{PENDING, keys, room},
     target::{self, Listed, Target, ailing},
+    told::Told,
     units::lifetime,
 };
 

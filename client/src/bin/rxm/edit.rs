@@ -8,6 +8,7 @@ use std::{
     sync::atomic::Ordering,
 };
 
+use clap::Args;
 use roxmltree::{Document, ParsingOptions};
 use tempfile::NamedTempFile;
 use tokio::task;
@@ -15,16 +16,32 @@ use xman_client::{Caller, Kind};
 use xman_common::protocol::{Define, Describe, MAX_XML, Request, Verb};
 
 use crate::{
-    EDITOR_RUNS,
-    args::EditArgs,
     ask,
-    change::{Told, change, rehearse},
+    change::{change, rehearse},
     exit::{FAILED, Tally},
+    heard::conclude,
     messages::text,
     setting::{Setting, Stop},
-    show::conclude,
     target::{self, Purpose, Target},
+    terminal::EDITOR_RUNS,
+    told::Told,
 };
+
+/// What `rxm help edit` says after the options.
+pub(crate) const HELP: &str = "\
+VISUAL, EDITOR or vi opens the definition. What cannot be stored is offered again, and never lost. \
+    A running domain takes the change over when it is started next.
+
+Examples:
+  rxm edit skirit80/web
+  EDITOR=nano rxm edit skirit80/web";
+
+/// Arguments of `edit`.
+#[derive(Debug, Args)]
+pub(crate) struct EditArgs {
+    /// NAME, UUID or HOST/NAME
+    pub(crate) domain: String,
+}
 
 /// More than any editor adds to what can be sent, in bytes.
 const MAX_EDITED: u64 = 16 * MAX_XML as u64;

@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::{
@@ -35,13 +36,62 @@ use xman_common::{
 };
 
 use crate::{
-    args::{EventsArgs, Format},
     clean,
     exit::Tally,
+    heard::conclude,
+    options::Format,
     output::{Unprinted, error_value},
     setting::{Setting, Stop, misfit},
-    show::{conclude, list_questions, moment},
+    target::list_questions,
+    units::moment,
 };
+
+/// What `rxm help events` says after the options.
+pub(crate) const HELP: &str = "\
+Prints a line for each event: when, where, to which domain, what, why (in libvirt's words), and the domain's state when the host had looked. \
+    It goes on until Ctrl-C, which is no failure; a host that breaks away is called again and gone on with where it was.
+
+A host keeps its last events, so that nothing is missed in between: a cursor is a place among them. What a host cannot tell any more, \
+    or could not see, is said in a line of its own ('gap'): look with 'rxm list' then. \
+    With --cursor-file a program that is started again goes on where it ended; after a crash it may see the last second twice.
+
+Examples:
+  rxm -H skirit80 events
+  rxm -H @grid events 'grid-*' -o json
+  rxm -H @grid -o json events --cursor-file /var/lib/mine/cursors
+  rxm -H skirit80 events --all --no-follow        what the host still knows
+  rxm -H skirit80 events --since 67e5504410b1426f9247bb680e5fe0c8.17
+
+JSON is one object a line: host, time (UTC), domain, uuid, hypervisor, event (defined, undefined, renamed, started, paused, resumed, \
+    shutting-down, stopped, sleeping, crashed, rebooted, labelled, found, standing (towards jobs)), detail, state, cursor; what is missing has gap (why) in place of \
+    domain, uuid, event, detail and state, and a hypervisor that is null where all are meant. A host that is given up has error.";
+
+/// Arguments of `events`.
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// NAME, UUID, HOST/NAME or shell pattern; all domains without any
+    #[arg(value_name = "PATTERN")]
+    pub(crate) patterns: Vec<String>,
+    /// First what has happened since that cursor; of several hosts each has its own
+    #[arg(
+        long,
+        value_name = "[HOST=]CURSOR",
+        conflicts_with_all = ["cursor_file", "all"]
+    )]
+    pub(crate) since: Vec<String>,
+    /// Go on from the cursors in this file where it has them, and keep it up to date
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cursor_file: Option<PathBuf>,
+    /// First all that the hosts still know of, where there is no cursor
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// End with what has happened up to now
+    #[arg(long)]
+    pub(crate) no_follow: bool,
+    /// End after so many events
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+}
 
 /// The pause after a first try that failed, which doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);

@@ -3,9 +3,10 @@
 use std::{
     fs,
     io::{self, Read},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
+use clap::Args;
 use xman_client::{Address, Kind};
 use xman_common::{
     name::DomainRef,
@@ -13,12 +14,47 @@ use xman_common::{
 };
 
 use crate::{
-    args::{CreateArgs, DefineArgs},
-    change::{Told, change, may},
+    change::{change, may},
     exit::Tally,
     setting::{Setting, Stop},
     target::Target,
+    told::Told,
 };
+
+/// What `rxm help create` says after the options.
+pub(crate) const CREATE_HELP: &str = "\
+Without --define the domain is gone when it ends.
+
+Examples:
+  rxm -H skirit80 create web.xml
+  rxm -H skirit80 create --define web.xml
+  virsh dumpxml web | rxm -H skirit80 create --paused -";
+
+/// What `rxm help define` says after the options.
+pub(crate) const DEFINE_HELP: &str = "\
+Examples:
+  rxm -H skirit80 define web.xml
+  rxm -H skirit80 define - < web.xml";
+
+/// Arguments of `create`.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// The XML; - means standard input
+    pub(crate) file: PathBuf,
+    /// Keep the definition when the domain ends
+    #[arg(long)]
+    pub(crate) define: bool,
+    /// Leave the virtual CPUs stopped
+    #[arg(long)]
+    pub(crate) paused: bool,
+}
+
+/// Arguments of `define`.
+#[derive(Debug, Args)]
+pub(crate) struct DefineArgs {
+    /// The XML; - means standard input
+    pub(crate) file: PathBuf,
+}
 
 /// `rxm create`
 pub(crate) async fn create(setting: &Setting, args: CreateArgs) -> Result<Tally, Stop> {

@@ -4,23 +4,17 @@ use clap::{Args, ValueEnum};
 use xman_client::{Explanation, Kind};
 use xman_common::{
     name::LabelValue,
-    protocol::{
-        Depth, HoldRow, Holder, LeaseKey, Preempt, Reply, Request, Resume, Standing, StatusRow,
-        Verb,
-    },
+    protocol::{Depth, LeaseKey, Preempt, Reply, Request, Resume, Verb},
 };
 
 use crate::{
-    args::DomainsArgs,
     change::{Deed, carry_out},
     exit::Tally,
-    output::named,
+    options::DomainsArgs,
     setting::{Setting, Stop},
-    status::holder,
+    status::PENDING,
+    status::rest,
 };
-
-/// What is still to be done when the time is over that it was given.
-pub(crate) const PENDING: &str = "pending";
 
 /// What `rxm help preempt` says after the options.
 pub(crate) const PREEMPT_HELP: &str = "\
@@ -234,11 +228,7 @@ async fn let_go(setting: &Setting, verb: Verb, args: ResumeArgs) -> Result<Tally
     } else {
         deed.judged(let_go_in_time)
     };
-    let deed = if force {
-        deed.with(Verb::Destroy)
-    } else {
-        deed
-    };
+    let deed = deed.with(force.then_some(Verb::Destroy));
     carry_out(setting, &domains.domains, deed).await
 }
 
@@ -267,51 +257,15 @@ fn in_time(lets_go: bool, reply: Reply) -> Result<Reply, Explanation> {
     Ok(reply)
 }
 
-/// What is still to do, where something is. What is done to a domain that others hold is theirs.
-fn rest(lets_go: bool, row: &StatusRow) -> Option<&str> {
-    let is_held = !row.holds.is_empty();
-    let is_unseen = is_held && row.depth.is_none() && row.standing != Standing::Down;
-    match row.doing.as_str() {
-        _ if lets_go && is_held => None,
-        "" if is_unseen => Some("libvirt does not show it yet"),
-        "" => None,
-        doing => Some(doing),
-    }
-}
-
-/// What is said of a domain that was held back or let go of.
-pub(crate) fn sentence(verb: Verb, row: &StatusRow) -> String {
-    let lets_go = matches!(verb, Verb::Resume | Verb::Thaw);
-    let holders: Vec<_> = row.holds.iter().map(|it| holder(&it.holder)).collect();
-    let waits_for_room = |hold: &HoldRow| hold.holder == Holder::Room(None);
-    match (rest(lets_go, row), holders.as_slice()) {
-        (Some(rest), _) => format!("under way: {rest}"),
-        (None, []) if lets_go && row.standing == Standing::Down => {
-            "nobody holds it; it is off".to_owned()
-        }
-        (None, []) if lets_go => "runs".to_owned(),
-        (None, _) if lets_go && row.holds.iter().all(waits_for_room) => {
-            "nobody holds it; it comes back when there is room".to_owned()
-        }
-        (None, _) if lets_go => format!("let go of, and still held by {}", named(&holders)),
-        (None, _) => match row.depth {
-            None => "held back; there is nothing to take from it".to_owned(),
-            Some(Depth::Starve) => "held back: it has a trickle of CPU".to_owned(),
-            Some(Depth::Shrink) => "held back: starved, and its memory is shrunk".to_owned(),
-            Some(Depth::Pause) => "held back: paused".to_owned(),
-            Some(Depth::Freeze) => "held back: frozen, its memory is on the disk".to_owned(),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use xman_common::protocol::{Holder, Standing, StatusRow};
 
     use super::*;
     use crate::{
         args::{Cli, Command},
-        status::tests::row,
+        status::{sentence, tests::row},
     };
 
     fn free() -> StatusRow {

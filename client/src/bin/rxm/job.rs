@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use uuid::Uuid;
@@ -14,16 +15,52 @@ use xman_common::protocol::{
 };
 
 use crate::{
-    args::{Format, job_id},
     change::{change, may},
     clean,
     exit::Tally,
+    heard::conclude,
+    options::Format,
     output::{Field, Output, Row, Style, error_value},
     setting::{Setting, Stop, misfit},
-    show::{conclude, job_value, moment},
     target::split,
-    units::{bytes, span},
+    told::goes_on,
+    units::{bytes, moment, span},
+    values::job_value,
 };
+
+/// What `rxm help job` says after the options.
+pub(crate) const HELP: &str = "\
+Examples:
+  rxm -H @grid job list
+  rxm -H @grid job wait 2c8c1f0e-4a56-4f0c-9d0b-0f4f6f0f3c11
+  rxm job cancel skirit80/2c8c1f0e-4a56-4f0c-9d0b-0f4f6f0f3c11";
+
+/// What to do with jobs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Job {
+    /// List the jobs that hosts remember
+    #[command(after_help = "\
+JSON: host, id, principal, verb, domain, uuid, detail, state, result, began_ms, ended_ms, progress (phase, percent, done_bytes, remaining_bytes, \
+    total_bytes, rate_bytes_per_s, elapsed_ms, eta_ms) or null.")]
+    List,
+    /// Wait for a job and show how far it is
+    Wait {
+        /// ID or HOST/ID
+        #[arg(value_name = "ID")]
+        job: String,
+    },
+    /// Give up a job
+    Cancel {
+        /// ID or HOST/ID
+        #[arg(value_name = "ID")]
+        job: String,
+    },
+}
+
+/// Reads the id of a job.
+pub(crate) fn job_id(text: &str) -> Result<Uuid, String> {
+    Uuid::try_parse(text).map_err(|_| format!("'{text}' is no job id; `rxm job list` shows them"))
+}
 
 /// How often a line is written where no bar can be drawn.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -187,13 +224,6 @@ pub(crate) async fn wait(setting: &Setting, typed: &str) -> Result<Tally, Stop> 
             ))
         }
     }
-}
-
-/// What is said to somebody who lets go of a job.
-pub(crate) fn goes_on(address: &Address, id: Uuid) -> String {
-    format!(
-        "it is job {id}: `rxm job wait {address}/{id}` finds it again, `rxm job cancel {address}/{id}` gives it up"
-    )
 }
 
 /// Prints how a job ended.

@@ -14,16 +14,16 @@ use xman_common::{
 };
 
 use crate::{
-    args::Format,
-    change::{Told, change, may, rehearse},
+    change::{change, may, rehearse},
     exit::{FAILED, Tally},
-    holds::PENDING,
-    output::{Field, Row, Style, error_value, named},
+    heard::conclude,
+    options::Format,
+    output::{Field, Row, Style, error_value, key_value, named},
     setting::{Setting, Stop, misfit},
-    show::{conclude, key_value, moment},
-    status::keys,
+    status::{PENDING, keys},
     target::{self, Purpose, Target},
-    units::{lifetime, span},
+    told::Told,
+    units::{lifetime, moment, span},
 };
 
 /// What `rxm help lease` says after the options.

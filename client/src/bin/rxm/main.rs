@@ -13,31 +13,33 @@ mod edit;
 mod events;
 mod exit;
 mod files;
+mod heard;
 mod holds;
+mod info;
 mod job;
 mod lease;
+mod list;
 mod maintenance;
 mod messages;
 mod metadata;
 mod migrate;
+mod options;
 mod output;
 mod reconcile;
 mod rights;
 mod saved;
 mod setting;
-mod show;
 mod status;
 mod tags;
 mod target;
 mod terminal;
+mod told;
 mod units;
+mod values;
+mod verbs;
+mod whoami;
 
-use std::{
-    env, fs, io,
-    path::Path,
-    process::ExitCode,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::{env, fs, io, path::Path, process::ExitCode, sync::atomic::Ordering};
 
 use clap::{CommandFactory, Parser};
 use clap_complete::generate;
@@ -45,9 +47,11 @@ use tokio::{runtime, sync::watch};
 use xman_client::{Interrupt, Kind, fleet};
 
 use crate::{
-    args::{Cli, Command, Job, Shell, owners_behind_dashes},
+    args::{Cli, Command, Shell, owners_behind_dashes},
     complete::COMPLETE,
     exit::{FAILED, INTERRUPTED, Tally, USAGE},
+    job::Job,
+    options::Options,
     output::Unprinted,
     setting::{Setting, Stop, code_of},
 };
@@ -105,28 +109,28 @@ fn tell(stop: Stop) -> u8 {
     code
 }
 
-async fn work(options: args::Options, command: Command) -> Result<Tally, Stop> {
+async fn work(options: Options, command: Command) -> Result<Tally, Stop> {
     let (raise, interrupt) = Interrupt::new();
     tokio::spawn(watch_for_interrupt(raise));
     let setting = &Setting::new(options, interrupt)?;
     match command {
-        Command::List(args) => show::list(setting, args).await,
-        Command::Info => show::info(setting).await,
-        Command::Whoami => show::whoami(setting).await,
+        Command::List(args) => list::list(setting, args).await,
+        Command::Info => info::info(setting).await,
+        Command::Whoami => whoami::whoami(setting).await,
         Command::Dmesg(args) => messages::dmesg(setting, args).await,
         Command::Events(args) => events::events(setting, args).await,
         Command::Describe(args) => messages::describe(setting, args).await,
         Command::Create(args) => files::create(setting, args).await,
         Command::Define(args) => files::define(setting, args).await,
-        Command::Start(args) => change::start(setting, args).await,
-        Command::Undefine(args) => change::undefine(setting, args).await,
-        Command::Destroy(args) => change::destroy(setting, args).await,
-        Command::Reboot(args) => change::reboot(setting, args).await,
-        Command::Shutdown(args) => change::shutdown(setting, args).await,
-        Command::Pause(args) => change::pause(setting, args).await,
-        Command::Unpause(args) => change::unpause(setting, args).await,
-        Command::MemSet(args) => change::mem_set(setting, args).await,
-        Command::VcpuSet(args) => change::vcpu_set(setting, args).await,
+        Command::Start(args) => verbs::start(setting, args).await,
+        Command::Undefine(args) => verbs::undefine(setting, args).await,
+        Command::Destroy(args) => verbs::destroy(setting, args).await,
+        Command::Reboot(args) => verbs::reboot(setting, args).await,
+        Command::Shutdown(args) => verbs::shutdown(setting, args).await,
+        Command::Pause(args) => verbs::pause(setting, args).await,
+        Command::Unpause(args) => verbs::unpause(setting, args).await,
+        Command::MemSet(args) => verbs::mem_set(setting, args).await,
+        Command::VcpuSet(args) => verbs::vcpu_set(setting, args).await,
         Command::Attach(device) => devices::attach(setting, device).await,
         Command::Detach(device) => devices::detach(setting, device).await,
         Command::Console(args) => console::console(setting, args).await,
@@ -136,9 +140,9 @@ async fn work(options: args::Options, command: Command) -> Result<Tally, Stop> {
         Command::Restore(args) => saved::restore(setting, args).await,
         Command::Images => saved::images(setting).await,
         Command::Discard(args) => saved::discard(setting, args).await,
-        Command::Autostart(args) => change::autostart(setting, args).await,
-        Command::Reset(args) => change::reset(setting, args).await,
-        Command::Rename(args) => change::rename(setting, args).await,
+        Command::Autostart(args) => verbs::autostart(setting, args).await,
+        Command::Reset(args) => verbs::reset(setting, args).await,
+        Command::Rename(args) => verbs::rename(setting, args).await,
         Command::Lease(command) => lease::lease(setting, command).await,
         Command::Preempt(args) => holds::preempt(setting, args).await,
         Command::Resume(args) => holds::resume(setting, args).await,
@@ -161,13 +165,10 @@ async fn work(options: args::Options, command: Command) -> Result<Tally, Stop> {
     }
 }
 
-/// While an editor has the terminal, its Ctrl-C is not ours.
-pub(crate) static EDITOR_RUNS: AtomicBool = AtomicBool::new(false);
-
 /// The first Ctrl-C asks everything under way to end, the second does not ask.
 async fn watch_for_interrupt(raise: watch::Sender<bool>) {
     while tokio::signal::ctrl_c().await.is_ok() {
-        if EDITOR_RUNS.load(Ordering::Relaxed) {
+        if terminal::EDITOR_RUNS.load(Ordering::Relaxed) {
             continue;
         }
         if raise.send_replace(true) {

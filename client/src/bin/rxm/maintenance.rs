@@ -9,13 +9,14 @@ use xman_common::{
 };
 
 use crate::{
-    args::Format,
-    change::{Told, agree, change, may},
+    change::{agree, change, may},
     exit::Tally,
+    heard::{conclude, error_row},
+    options::Format,
     output::{error_value, named},
     setting::{Setting, Stop, misfit},
-    show::{conclude, error_row},
     status::{ROOM_HEADERS, room, room_fields, room_row},
+    told::Told,
 };
 
 /// What `rxm help maintenance` says after the options.

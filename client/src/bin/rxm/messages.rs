@@ -5,6 +5,7 @@ use std::{
     ops::ControlFlow,
 };
 
+use clap::Args;
 use serde_json::json;
 use uuid::Uuid;
 use xman_client::{Address, Caller, Event, Explanation, Wait, fleet};
@@ -14,13 +15,50 @@ use xman_common::{
 };
 
 use crate::{
-    args::{DescribeArgs, DmesgArgs, Format},
     exit::Tally,
+    heard::conclude,
+    options::Format,
     output::{Unprinted, error_value},
     setting::{MAX_ANSWER, Setting, Stop, misfit, too_much},
-    show::conclude,
     target::{self, Purpose, Target},
 };
+
+/// What `rxm help dmesg` says after the options.
+pub(crate) const DMESG_HELP: &str = "\
+Examples:
+  rxm -H skirit80 dmesg
+  rxm dmesg skirit80/web
+  rxm -H skirit80 dmesg -f";
+
+/// What `rxm help describe` says after the options.
+pub(crate) const DESCRIBE_HELP: &str = "\
+Examples:
+  rxm describe skirit80/web
+  rxm describe --inactive skirit80/web > web.xml
+  rxm describe --secrets skirit80/web        with passwords, for whom may see them";
+
+/// Arguments of `dmesg`.
+#[derive(Debug, Args)]
+pub(crate) struct DmesgArgs {
+    /// NAME, UUID or HOST/NAME: its hypervisor log instead of the hypervisor's messages
+    pub(crate) domain: Option<String>,
+    /// Go on with what comes
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+}
+
+/// Arguments of `describe`.
+#[derive(Debug, Args)]
+pub(crate) struct DescribeArgs {
+    /// NAME, UUID or HOST/NAME
+    pub(crate) domain: String,
+    /// The definition rather than what runs
+    #[arg(long)]
+    pub(crate) inactive: bool,
+    /// With passwords and other secrets
+    #[arg(long)]
+    pub(crate) secrets: bool,
+}
 
 /// A line that has no end is printed in pieces of this length, in bytes.
 const LONGEST_LINE: usize = 64 * 1024;

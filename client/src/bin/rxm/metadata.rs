@@ -2,21 +2,85 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use clap::Args;
 use xman_common::{
     name::{LabelValue, Principal, Tag},
     protocol::{DomainRow, Request, SetClass, SetLabels, SetOwners, Verb},
 };
 
 use crate::{
-    args::{ClassArgs, Format, LabelArgs, OwnerArgs},
     change::{Deed, carry_out},
     exit::Tally,
+    heard::conclude,
+    options::Format,
     output::Row,
     setting::{Setting, Stop},
-    show::{conclude, domain_value},
     tags::{class_of, labels, owners, shown, warn},
     target::{self, Found, Purpose, Target, Wanted},
+    values::domain_value,
 };
+
+/// What `rxm help owner` says after the options.
+pub(crate) const OWNER_HELP: &str = "\
+What an owner may do is up to each host's rules. An owner's name is a full Kerberos principal, as klist shows it; + adds it and - takes it away. \
+    A name that begins with H and could be read as -H stands after --.
+
+Examples:
+  rxm owner skirit80/web
+  rxm owner skirit80/web +alice@EXAMPLE.ORG -bob@EXAMPLE.ORG
+  rxm owner 'grid-*' +alice@EXAMPLE.ORG --dry-run";
+
+/// What `rxm help label` says after the options.
+pub(crate) const LABEL_HELP: &str = "\
+KEY=VALUE sets a label, KEY- takes it away. Keys are small letters, digits, '.', '-' and '_'.
+
+Examples:
+  rxm label skirit80/web
+  rxm label skirit80/web project=alpha tier=front
+  rxm label skirit80/web tier-
+  rxm label 'grid-*' project=alpha --yes";
+
+/// What `rxm help class` says after the options.
+pub(crate) const CLASS_HELP: &str = "\
+A class says what kind of work a domain is for; hosts have rules for their classes.
+
+Examples:
+  rxm class skirit80/web
+  rxm class skirit80/web grid
+  rxm class skirit80/web --none";
+
+/// Arguments of `owner`.
+#[derive(Debug, Args)]
+pub(crate) struct OwnerArgs {
+    /// NAME, UUID, HOST/NAME or shell pattern
+    pub(crate) domain: String,
+    /// +PRINCIPAL makes an owner, -PRINCIPAL takes one away; without any, shows who owns it
+    #[arg(value_name = "+PRINCIPAL|-PRINCIPAL")]
+    pub(crate) changes: Vec<String>,
+}
+
+/// Arguments of `label`.
+#[derive(Debug, Args)]
+pub(crate) struct LabelArgs {
+    /// NAME, UUID, HOST/NAME or shell pattern
+    pub(crate) domain: String,
+    /// KEY=VALUE sets a label, KEY- takes it away; without any, shows them
+    #[arg(value_name = "KEY=VALUE|KEY-")]
+    pub(crate) changes: Vec<String>,
+}
+
+/// Arguments of `class`.
+#[derive(Debug, Args)]
+pub(crate) struct ClassArgs {
+    /// NAME, UUID, HOST/NAME or shell pattern
+    pub(crate) domain: String,
+    /// The class it gets; without, shows which it has
+    #[arg(conflicts_with = "none")]
+    pub(crate) class: Option<Tag>,
+    /// Take it out of its class
+    #[arg(long)]
+    pub(crate) none: bool,
+}
 
 /// `rxm owner`
 pub(crate) async fn owner(setting: &Setting, args: OwnerArgs) -> Result<Tally, Stop> {

@@ -2,24 +2,67 @@
 
 use std::ops::ControlFlow;
 
+use clap::Args;
 use serde_json::json;
 use uuid::Uuid;
 use xman_client::{Address, Caller, Event, Explanation, Kind, caller::may_have_happened};
 use xman_common::{
     name::{HostName, Principal},
-    protocol::{Code, JobState, Migrate, MigrateIn, Permit, Reply, Request, SERVICE, Verb, Way},
+    protocol::{
+        Code, JobState, Migrate, MigrateIn, OnDomain, Permit, Reply, Request, SERVICE, Verb, Way,
+    },
 };
 
 use crate::{
-    args::MigrateArgs,
-    change::{abort_migration, may, rehearse},
+    change::{Deed, carry_out, may, rehearse},
     exit::Tally,
-    job::{Meter, follow, goes_on, listed, tell},
+    heard::conclude,
+    job::{Meter, follow, listed, tell},
     output::Complaints,
     setting::{Setting, Stop, misfit},
-    show::{conclude, job_value},
     target::{self, Purpose, Target},
+    told::goes_on,
+    units::{bandwidth, milliseconds},
+    values::job_value,
 };
+
+/// What `rxm help migrate` says after the options.
+pub(crate) const HELP: &str = "\
+The domain runs on while it moves; on any failure it stays where it was. Its memory travels through the Kerberos channel between the two hosts: you need \
+    the right to 'migrate' on the one and to 'migrate-in' on the other, and the hosts must be peers of each other. The migration is a job: it goes on \
+    when you interrupt rxm, and 'rxm job' finds it again.
+
+Examples:
+  rxm migrate skirit80/web skirit81
+  rxm migrate skirit80/web skirit81 --bandwidth 100MiB --downtime 300ms
+  rxm migrate skirit80/web skirit81 --detach
+  rxm migrate skirit80/web skirit81 --direct
+  rxm migrate skirit80/web --abort";
+
+/// Arguments of `migrate`.
+#[derive(Debug, Args)]
+pub(crate) struct MigrateArgs {
+    /// NAME, UUID or HOST/NAME
+    pub(crate) domain: String,
+    /// The host to move it to, HOST or HOST:PORT, as both you and the source host know it
+    #[arg(value_name = "DEST", required_unless_present = "abort")]
+    pub(crate) destination: Option<Address>,
+    /// Let the two libvirts talk directly, over the network that the source host's configuration trusts
+    #[arg(long, conflicts_with = "abort")]
+    pub(crate) direct: bool,
+    /// At most so much a second, as 100MiB
+    #[arg(long, value_name = "SIZE", value_parser = bandwidth, conflicts_with = "abort")]
+    pub(crate) bandwidth: Option<u64>,
+    /// At most so long a silence when it changes over, as 300ms
+    #[arg(long, value_name = "TIME", value_parser = milliseconds, conflicts_with = "abort")]
+    pub(crate) downtime: Option<u64>,
+    /// Return as soon as it is under way, and print the job's id
+    #[arg(long, conflicts_with = "abort")]
+    pub(crate) detach: bool,
+    /// Give up the migration that is under way
+    #[arg(long, conflicts_with = "destination")]
+    pub(crate) abort: bool,
+}
 
 /// `rxm migrate`
 pub(crate) async fn migrate(setting: &Setting, args: MigrateArgs) -> Result<Tally, Stop> {
@@ -249,4 +292,16 @@ async fn let_go(
     );
     setting.output.values(vec![value])?;
     Ok(tally)
+}
+
+/// `rxm migrate --abort`
+pub(crate) async fn abort_migration(setting: &Setting, domain: String) -> Result<Tally, Stop> {
+    let request = &|domain| Request::MigrateAbort(OnDomain { domain });
+    let past = "its migration is given up; it stays where it was";
+    carry_out(
+        setting,
+        &[domain],
+        Deed::new(Verb::MigrateAbort, past, request),
+    )
+    .await
 }

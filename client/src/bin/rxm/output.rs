@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use xman_client::{Address, Explanation, Kind};
 
 use crate::{
-    args::{Format, Options, When},
     clean,
+    options::{Format, Options, When},
 };
 
 /// Between two columns, in characters.
@@ -382,6 +382,10 @@ pub(crate) fn named(names: &[String]) -> String {
         }
         Some(_) | None => names.join(", "),
     }
+}
+
+pub(crate) fn key_value(key: &str, value: String) -> Row {
+    Row::plain(vec![key.into(), value.into()])
 }
 
 #[cfg(test)]

@@ -20,11 +20,12 @@ use xman_common::{
 };
 
 use crate::{
-    change::{Told, change, may},
+    change::{change, may},
     exit::Tally,
     lease::{ended_lines, leases},
     setting::{Setting, Stop, misfit},
     status::keys,
+    told::Told,
     units::duration,
 };
 

@@ -1,20 +1,100 @@
 //! `explain` and `can`: may somebody do something, by which rule, and what would have to be true.
 
+use clap::{
+    Args,
+    builder::{PossibleValue, StringValueParser, TypedValueParser},
+};
 use serde_json::{Value, json};
 use xman_client::{Address, Caller, Explanation as Trouble, fleet};
 use xman_common::{
     name::Principal,
-    protocol::{self, About, ExplainOther, ExplainStep, Explanation, Reply, Request},
+    protocol::{self, About, ExplainOther, ExplainStep, Explanation, Reply, Request, Verb},
 };
 
 use crate::{
-    args::{ACT_FOR, Format, QuestionArgs, actions},
     exit::{FAILED, Tally},
-    output::{Row, Style, error_value},
+    heard::{conclude, error_row},
+    options::Format,
+    output::{Row, Style, error_value, key_value},
     setting::{Setting, Stop, misfit},
-    show::{conclude, error_row, key_value},
     target::{self, Purpose},
 };
+
+/// What `rxm help explain` says after the options.
+pub(crate) const EXPLAIN_HELP: &str = "\
+Tells the decision, the rule behind it, what each of the host's backends says, and what would have to be true. Without a domain it is about the host, or about a domain \
+    that nobody owns. \
+    'own' asks whether one owns what one creates; 'act-for' takes a principal in the domain's place. \
+    With one host, a name is asked about as typed: so you learn why you may not, even if you may not see whether it is there. \
+    The question that was answered ends with 0, whatever the answer.
+
+Examples:
+  rxm explain pause skirit80/web
+  rxm explain bob@EXAMPLE.ORG destroy skirit80/web        as far as you may ask about others
+  rxm -H @grid explain create
+  rxm -H skirit80 explain act-for carol@EXAMPLE.ORG
+
+JSON: host, principal, action, domain (null for the host), allowed, backend (that decided, or null), rule, \
+    steps (backend, opinion: allow, deny, none or not-asked, because, wants).";
+
+/// What `rxm help can` says after the options.
+pub(crate) const CAN_HELP: &str = "\
+Prints yes or no (nothing with --quiet) and ends with 0 or 1. Of several hosts all must allow it. \
+    Where a host does not answer and no other says no, it ends as always: 3, 4 or 5.
+
+Examples:
+  rxm can pause skirit80/web
+  rxm -H skirit80 can -q create && rxm -H skirit80 create web.xml
+  rxm can bob@EXAMPLE.ORG start skirit80/web
+
+JSON is that of explain.";
+
+/// Arguments of `explain` and `can`.
+#[derive(Debug, Args)]
+pub(crate) struct QuestionArgs {
+    /// The words of the question.
+    #[arg(
+        value_name = "QUESTION",
+        required = true,
+        num_args = 1..=3,
+        value_parser = WordParser,
+        help = "[PRINCIPAL] ACTION [DOMAIN]: whose right (a full principal; your own without), to do what, to which domain (NAME, UUID or HOST/NAME)"
+    )]
+    pub(crate) words: Vec<String>,
+}
+
+/// Takes any word, and offers the actions to shells.
+#[derive(Clone)]
+struct WordParser;
+
+impl TypedValueParser for WordParser {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<String, clap::Error> {
+        StringValueParser::new().parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(actions().map(PossibleValue::new)))
+    }
+}
+
+/// Returns all that policies decide about: the verbs, and what is no call.
+pub(crate) fn actions() -> impl Iterator<Item = &'static str> {
+    let verbs = Verb::ALL.iter().map(|verb| verb.name());
+    verbs.chain([OWN, ACT_FOR])
+}
+
+/// To own what one creates.
+pub(crate) const OWN: &str = "own";
+
+/// To act for somebody else, who is named in the domain's place.
+pub(crate) const ACT_FOR: &str = "act-for";
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,6 +5,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use clap::Args;
 use serde_json::{Value, json};
 use uuid::Uuid;
 use xman_client::{
@@ -19,19 +20,97 @@ use xman_common::{
 };
 
 use crate::{
-    args::{DiscardArgs, Format, RestoreArgs, SaveArgs},
     change::{
-        Deed, HOSTS, HostWork, Told, by_host, carry_out, change, confirm, hosts_of, may, rehearse,
-        rested,
+        Deed, HOSTS, HostWork, by_host, carry_out, change, confirm, hosts_of, may, rehearse, rested,
     },
     exit::Tally,
-    job::{Meter, follow, goes_on, listed},
+    heard::conclude,
+    job::{Meter, follow, listed},
+    options::{DomainsArgs, Format},
     output::{Field, Row, error_value, named},
     setting::{Setting, Stop, misfit},
-    show::{conclude, moment},
     target::{self, Found, Purpose, Target, Wanted, split},
-    units::bytes,
+    told::{Told, goes_on},
+    units::{bytes, moment},
 };
+
+/// What `rxm help save` says after the options.
+pub(crate) const SAVE_HELP: &str = "\
+The next 'rxm start' or 'rxm restore' goes on from where the guest was. Without --to the memory is in the image that libvirt keeps with the domain; \
+    --to makes a named one, which stays until it is used, and is used once. Saving is a job: it goes on when you interrupt rxm, 'rxm job cancel' gives \
+    it up, and the guest runs on then.
+
+Examples:
+  rxm save skirit80/web
+  rxm -H @grid save 'grid-*' --yes
+  rxm save --to before-upgrade skirit80/web
+  rxm save --detach skirit80/web";
+
+/// What `rxm help restore` says after the options.
+pub(crate) const RESTORE_HELP: &str = "\
+Where there is no saved memory, or it is damaged, nothing is started: 'rxm start' boots. A guest that was paused when it was saved runs on as well, \
+    unless you say --paused. --from takes a named image, which is used up by that.
+
+Examples:
+  rxm restore skirit80/web
+  rxm -H skirit80 restore 'grid-*' --yes
+  rxm restore --from skirit80/before-upgrade";
+
+/// What `rxm help images` says after the options.
+pub(crate) const IMAGES_HELP: &str = "\
+You see the images of the domains that you may see; those of domains that are gone only administrators see.
+
+Examples:
+  rxm -H skirit80 images
+  rxm -H @grid images -o wide
+
+JSON: host, image, domain, uuid, hypervisor, bytes, saved_ms (when it was saved, milliseconds since 1970).";
+
+/// What `rxm help discard` says after the options.
+pub(crate) const DISCARD_HELP: &str = "\
+What the guest had in its memory is lost; its disks are not touched.
+
+Examples:
+  rxm discard skirit80/web
+  rxm discard --image skirit80/before-upgrade";
+
+/// Arguments of `save`.
+#[derive(Debug, Args)]
+pub(crate) struct SaveArgs {
+    #[command(flatten)]
+    pub(crate) domains: DomainsArgs,
+    /// To this named image in the host's state directory, rather than to the one that libvirt keeps with the domain
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) to: Option<Tag>,
+    /// Return as soon as it is under way, and print the job's id
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
+/// Arguments of `restore`.
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// NAME, UUID, HOST/NAME or shell pattern
+    #[arg(value_name = "DOMAIN", required_unless_present = "from")]
+    pub(crate) domains: Vec<String>,
+    /// From a named image, as IMAGE or HOST/IMAGE
+    #[arg(long, value_name = "IMAGE", conflicts_with = "domains")]
+    pub(crate) from: Option<String>,
+    /// Leave the virtual CPUs stopped
+    #[arg(long)]
+    pub(crate) paused: bool,
+}
+
+/// Arguments of `discard`.
+#[derive(Debug, Args)]
+pub(crate) struct DiscardArgs {
+    /// NAME, UUID, HOST/NAME or shell pattern: the memory that libvirt keeps for it
+    #[arg(value_name = "DOMAIN", required_unless_present = "image")]
+    pub(crate) domains: Vec<String>,
+    /// A named image, as IMAGE or HOST/IMAGE
+    #[arg(long, value_name = "IMAGE", conflicts_with = "domains")]
+    pub(crate) image: Option<String>,
+}
 
 /// Domains of one host that are saved at a time: its disks are not faster for more, and the host takes few.
 const SAVES: usize = 2;

@@ -18,9 +18,9 @@ use xman_common::{
 };
 
 use crate::{
-    args::Options,
     config::{BadConfig, Config},
     exit,
+    options::Options,
     output::{Output, Unprinted},
 };
 

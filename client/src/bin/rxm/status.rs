@@ -8,16 +8,17 @@ use uuid::Uuid;
 use xman_client::{Address, Caller, Explanation, fleet};
 use xman_common::protocol::{
     Depth, HoldRow, Holder, Item, LeaseKey, MAX_PATTERNS, Reply, Request, Room, Standing, Status,
-    StatusRow,
+    StatusRow, Verb,
 };
 
 use crate::{
-    args::Format,
     exit::Tally,
-    output::{Field, Row, Style, error_value},
+    heard::{conclude, error_row},
+    options::Format,
+    output::{Field, Row, Style, error_value, named},
     setting::{Setting, Stop, misfit},
-    show::{conclude, error_row, list_questions, moment, since_in_words},
-    units::size,
+    target::list_questions,
+    units::{moment, since_in_words, size},
 };
 
 /// What `rxm help status` says after the options.
@@ -389,6 +390,46 @@ pub(crate) fn room_row(address: &Address, room: &Room) -> Row {
             },
         },
     ])
+}
+
+/// What is still to be done when the time is over that it was given.
+pub(crate) const PENDING: &str = "pending";
+
+/// What is still to do, where something is. What is done to a domain that others hold is theirs.
+pub(crate) fn rest(lets_go: bool, row: &StatusRow) -> Option<&str> {
+    let is_held = !row.holds.is_empty();
+    let is_unseen = is_held && row.depth.is_none() && row.standing != Standing::Down;
+    match row.doing.as_str() {
+        _ if lets_go && is_held => None,
+        "" if is_unseen => Some("libvirt does not show it yet"),
+        "" => None,
+        doing => Some(doing),
+    }
+}
+
+/// What is said of a domain that was held back or let go of.
+pub(crate) fn sentence(verb: Verb, row: &StatusRow) -> String {
+    let lets_go = matches!(verb, Verb::Resume | Verb::Thaw);
+    let holders: Vec<_> = row.holds.iter().map(|it| holder(&it.holder)).collect();
+    let waits_for_room = |hold: &HoldRow| hold.holder == Holder::Room(None);
+    match (rest(lets_go, row), holders.as_slice()) {
+        (Some(rest), _) => format!("under way: {rest}"),
+        (None, []) if lets_go && row.standing == Standing::Down => {
+            "nobody holds it; it is off".to_owned()
+        }
+        (None, []) if lets_go => "runs".to_owned(),
+        (None, _) if lets_go && row.holds.iter().all(waits_for_room) => {
+            "nobody holds it; it comes back when there is room".to_owned()
+        }
+        (None, _) if lets_go => format!("let go of, and still held by {}", named(&holders)),
+        (None, _) => match row.depth {
+            None => "held back; there is nothing to take from it".to_owned(),
+            Some(Depth::Starve) => "held back: it has a trickle of CPU".to_owned(),
+            Some(Depth::Shrink) => "held back: starved, and its memory is shrunk".to_owned(),
+            Some(Depth::Pause) => "held back: paused".to_owned(),
+            Some(Depth::Freeze) => "held back: frozen, its memory is on the disk".to_owned(),
+        },
+    }
 }
 
 #[cfg(test)]

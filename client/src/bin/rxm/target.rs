@@ -676,6 +676,31 @@ fn complain(complaints: &mut Complaints, doubt: Doubt, purpose: Purpose, who: &s
     }
 }
 
+/// Which host is asked for which patterns, in the order in which the hosts were named.
+pub(crate) fn list_questions(
+    setting: &Setting,
+    patterns: &[String],
+) -> Result<Vec<(Address, Vec<String>)>, Stop> {
+    if patterns.is_empty() {
+        return Ok(setting
+            .hosts()?
+            .into_iter()
+            .map(|host| (host, Vec::new()))
+            .collect());
+    }
+    let mut questions: Vec<(Address, Vec<String>)> = Vec::new();
+    for wanted in Wanted::parse_all(patterns, setting)? {
+        let (_, pattern) = split(&wanted.typed);
+        for host in wanted.places(setting)? {
+            match questions.iter_mut().find(|(known, _)| *known == host) {
+                Some((_, patterns)) => patterns.push(pattern.to_owned()),
+                None => questions.push((host, vec![pattern.to_owned()])),
+            }
+        }
+    }
+    Ok(questions)
+}
+
 #[cfg(test)]
 mod tests {
     use xman_common::protocol::DomainState;

@@ -8,7 +8,7 @@
 
 use std::{
     io,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
 };
 
 use rustix::{
@@ -16,6 +16,9 @@ use rustix::{
     stdio::stdin,
     termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr},
 };
+
+/// While an editor has the terminal, its Ctrl-C is not ours.
+pub(crate) static EDITOR_RUNS: AtomicBool = AtomicBool::new(false);
 
 /// How it was, while it is raw.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 
 const KIB_PER_MIB: u128 = 1024;
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
@@ -149,6 +149,38 @@ pub(crate) fn span(time: Duration) -> String {
     }
 }
 
+/// How long a domain has been in its state; `-` where it was so before its xmand came to look.
+pub(crate) fn since_in_words(since_ms: Option<u64>) -> String {
+    let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
+    since_ms.map_or_else(
+        || "-".to_owned(),
+        |since| age_in_words(Duration::from_millis(now.saturating_sub(since))),
+    )
+}
+
+/// Nobody needs an age to the tenth of a second.
+pub(crate) fn age_in_words(age: Duration) -> String {
+    if age.as_secs() < 60 {
+        format!("{}s", age.as_secs())
+    } else {
+        span(age)
+    }
+}
+
+/// Writes a time in seconds since 1970 in the person's own time zone.
+pub(crate) fn moment(seconds: u64) -> String {
+    let written = i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| Timestamp::from_second(seconds).ok());
+    match written {
+        Some(time) => time
+            .to_zoned(TimeZone::system())
+            .strftime("%Y-%m-%d %H:%M:%S")
+            .to_string(),
+        None => "-".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,5 +282,11 @@ mod tests {
         assert_eq!(span(Duration::from_millis(12_345)), "12.3s");
         assert_eq!(span(Duration::from_secs(3723)), "1h02m");
         assert_eq!(span(Duration::from_secs(90_000)), "1d01h");
+    }
+
+    #[test]
+    fn moments_out_of_reach_are_no_panic() {
+        assert_eq!(moment(u64::MAX), "-");
+        assert!(moment(0).contains("19"));
     }
 }

@@ -1,34 +1,109 @@
-//! `list`, `info` and `whoami`: every host is asked, and one that cannot be is a row of its own.
+//! `list`: the domains of all hosts; one that cannot be asked is a row of its own.
 
 use std::{collections::HashSet, time::Duration};
 
-use jiff::{Timestamp, tz::TimeZone};
+use clap::Args;
 use serde_json::{Value, json};
-use xman_client::{Address, Caller, Explanation, fleet};
+use xman_client::{Address, fleet};
 use xman_common::{
-    name::Principal,
-    protocol::{
-        Code, DomainRow, DomainState, HostInfo, HypervisorTrouble, Identity, Info, JobRow,
-        Metadata, Progress, Reply, Request, Standing, Whoami,
-    },
+    name::{Principal, Tag},
+    protocol::{Code, DomainRow, DomainState, HypervisorTrouble, Metadata},
 };
 
 use crate::{
-    args::{Format, ListArgs, Owner},
     exit::Tally,
+    heard::{Heard, conclude, error_row},
+    options::Format,
     output::{Complaints, Field, Row, Style, error_value},
-    setting::{Setting, Stop, misfit},
+    setting::{Setting, Stop},
     status::{seconds, standing_field},
     tags::{class_of, labels, owners, shown, warn},
-    target::{self, Wanted, ailing, driver},
-    units::{size, span},
+    target::{self, ailing, driver, list_questions},
+    units::age_in_words,
+    units::{since_in_words, size, span},
+    values::domain_value,
 };
 
-/// The longest reason that a row gives, in characters: the other rows share its column.
-const LONGEST_CLAUSE: usize = 64;
+/// What `rxm help list` says after the options.
+pub(crate) const HELP: &str = "\
+Examples:
+  rxm -H skirit80 list
+  rxm list 'grid-*' --state running,paused
+  rxm list skirit80/web -o wide
+  rxm -H @grid -o name list --state off
+  rxm -H @grid list --owner me
+  rxm -H @grid list --class grid --label project=alpha
 
-/// What one host said, or why it said nothing.
-type Heard<T> = (Address, Result<T, Explanation>);
+A row that is marked stale is what xmand last heard from a libvirt that is silent. One whose owners are marked unreadable is nobody's until an \
+    administrator has mended its metadata; a line on stderr says how.
+
+Where the rows come from several hypervisors a column names the driver of each (-o wide: the URI). One that is broken or silent is told of on \
+    stderr, with exit code 5, and hides nothing of the others; in JSON it is an object of host, hypervisor and error (code, message).
+
+JSON: host, name, uuid, hypervisor, id (null when off), state, reason, memory_kib, max_memory_kib, vcpus, max_vcpus, cpu_time_ns, \
+    autostart, persistent, saved (whether a saved memory waits for its next start), since_ms (when this state began in milliseconds since 1970; null \
+    where it was before xmand came to look), standing (towards jobs; null where it takes no part), preempted_ms, owners (a list), class (or null), labels (an object), metadata_trouble (why these three cannot be read; \
+    usually empty), age_ms, stale.";
+
+/// Arguments of `list`.
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// NAME, UUID, HOST/NAME or shell pattern; all domains without any
+    #[arg(value_name = "PATTERN")]
+    pub(crate) patterns: Vec<String>,
+    /// Only domains in these states, as running,paused
+    #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = state)]
+    pub(crate) state: Vec<DomainState>,
+    /// Only domains that this principal owns; 'me' is who you are
+    #[arg(long, value_name = "PRINCIPAL", value_parser = owner)]
+    pub(crate) owner: Option<Owner>,
+    /// Only domains of this class
+    #[arg(long)]
+    pub(crate) class: Option<Tag>,
+    /// Only domains with this label, or with this value of it; all of several
+    #[arg(long, value_name = "KEY[=VALUE]", value_parser = label)]
+    pub(crate) label: Vec<(Tag, Option<String>)>,
+}
+
+/// Whose domains are listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// The caller's, or whose the caller acts for.
+    Me,
+    /// Somebody's.
+    One(Principal),
+}
+
+fn state(text: &str) -> Result<DomainState, String> {
+    let found = DomainState::ALL
+        .iter()
+        .copied()
+        .find(|state| state.name() == text);
+    found.ok_or_else(|| {
+        let names: Vec<_> = DomainState::ALL.iter().map(|state| state.name()).collect();
+        format!("states are {}", names.join(", "))
+    })
+}
+
+fn owner(text: &str) -> Result<Owner, String> {
+    match text {
+        "me" => Ok(Owner::Me),
+        _ => text
+            .parse()
+            .map(Owner::One)
+            .map_err(|error: xman_common::name::BadName| error.to_string()),
+    }
+}
+
+fn label(text: &str) -> Result<(Tag, Option<String>), String> {
+    let (key, value) = text
+        .split_once('=')
+        .map_or((text, None), |(key, value)| (key, Some(value.to_owned())));
+    let key = key
+        .parse()
+        .map_err(|error: xman_common::name::BadName| error.to_string())?;
+    Ok((key, value))
+}
 
 /// `rxm list`
 pub(crate) async fn list(setting: &Setting, args: ListArgs) -> Result<Tally, Stop> {
@@ -114,31 +189,6 @@ fn narrowed(args: &ListArgs, rows: Vec<DomainRow>, me: Option<&Principal>) -> Ve
     rows.into_iter().filter(is_wanted).collect()
 }
 
-/// Which host is asked for which patterns, in the order in which the hosts were named.
-pub(crate) fn list_questions(
-    setting: &Setting,
-    patterns: &[String],
-) -> Result<Vec<(Address, Vec<String>)>, Stop> {
-    if patterns.is_empty() {
-        return Ok(setting
-            .hosts()?
-            .into_iter()
-            .map(|host| (host, Vec::new()))
-            .collect());
-    }
-    let mut questions: Vec<(Address, Vec<String>)> = Vec::new();
-    for wanted in Wanted::parse_all(patterns, setting)? {
-        let (_, pattern) = target::split(&wanted.typed);
-        for host in wanted.places(setting)? {
-            match questions.iter_mut().find(|(known, _)| *known == host) {
-                Some((_, patterns)) => patterns.push(pattern.to_owned()),
-                None => questions.push((host, vec![pattern.to_owned()])),
-            }
-        }
-    }
-    Ok(questions)
-}
-
 fn list_values(
     heard: &[Heard<Vec<DomainRow>>],
     troubles: &[(Address, HypervisorTrouble)],
@@ -162,36 +212,6 @@ fn trouble_value(address: &Address, trouble: &HypervisorTrouble) -> Value {
         "host": address,
         "hypervisor": trouble.hypervisor,
         "error": { "code": ailing.code, "message": format!("{}; {}", trouble.why, ailing.advice).trim_end_matches("; ") },
-    })
-}
-
-/// A domain as JSON has it.
-pub(crate) fn domain_value(address: &Address, row: &DomainRow) -> Value {
-    json!({
-        "host": address,
-        "name": row.name,
-        "uuid": row.uuid,
-        "hypervisor": row.hypervisor,
-        "id": row.id,
-        "state": row.state.name(),
-        "reason": row.reason,
-        "memory_kib": row.memory_kib,
-        "max_memory_kib": row.max_memory_kib,
-        "vcpus": row.vcpus,
-        "max_vcpus": row.max_vcpus,
-        "cpu_time_ns": row.cpu_time_ns,
-        "autostart": row.autostart,
-        "persistent": row.persistent,
-        "saved": row.saved,
-        "since_ms": row.since_ms,
-        "standing": row.standing.map(Standing::name),
-        "preempted_ms": row.preempted_ms,
-        "owners": row.metadata.owners,
-        "class": row.metadata.class,
-        "labels": row.metadata.labels,
-        "metadata_trouble": row.metadata_trouble,
-        "age_ms": row.age_ms,
-        "stale": row.stale,
     })
 }
 
@@ -354,24 +374,6 @@ fn domain_cells(row: &DomainRow, columns: Columns) -> Vec<Field> {
     cells
 }
 
-/// How long a domain has been in its state; `-` where it was so before its xmand came to look.
-pub(crate) fn since_in_words(since_ms: Option<u64>) -> String {
-    let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
-    since_ms.map_or_else(
-        || "-".to_owned(),
-        |since| age_in_words(Duration::from_millis(now.saturating_sub(since))),
-    )
-}
-
-/// Nobody needs an age to the tenth of a second.
-fn age_in_words(age: Duration) -> String {
-    if age.as_secs() < 60 {
-        format!("{}s", age.as_secs())
-    } else {
-        span(age)
-    }
-}
-
 fn state_style(state: DomainState) -> Style {
     match state {
         DomainState::Running | DomainState::Blocked => Style::Good,
@@ -382,464 +384,14 @@ fn state_style(state: DomainState) -> Style {
     }
 }
 
-/// The row of a host that could not be asked: host, dashes, and in the column `says_at` (counted after the host's) why.
-pub(crate) fn error_row(
-    address: &Address,
-    error: &Explanation,
-    width: usize,
-    says_at: usize,
-) -> Row {
-    // The row keeps the name of what is said once for all hosts, and the first clause of what stderr tells whole.
-    let clause = error.what.split(';').next().unwrap_or_default();
-    let text = match clause.char_indices().nth(LONGEST_CLAUSE) {
-        _ if error.is_common => error.code.to_owned(),
-        Some((end, _)) => format!("{}...", clause.get(..end).unwrap_or_default()),
-        None => clause.to_owned(),
-    };
-    let mut cells: Vec<Field> = vec![address.to_string().into()];
-    cells.extend((0..says_at).map(|_| Field::from("-")));
-    cells.push(Field {
-        text,
-        style: Style::Bad,
-    });
-    cells.resize_with(width.max(says_at + 2), || Field::from(""));
-    cells.truncate(width.max(1));
-    Row {
-        cells,
-        style: Style::Plain,
-    }
-}
-
-/// `rxm info`
-pub(crate) async fn info(setting: &Setting) -> Result<Tally, Stop> {
-    let heard = ask_all(setting, Request::Info(Info::default()), |reply| {
-        if let Reply::Info(info) = reply {
-            Some(info)
-        } else {
-            None
-        }
-    })
-    .await?;
-    match setting.output.format {
-        Format::Json | Format::Yaml => {
-            let value = |(address, info): &Heard<HostInfo>| match info {
-                Ok(info) => info_value(address, info),
-                Err(error) => error_value(address, error),
-            };
-            setting.output.values(heard.iter().map(value).collect())?;
-        }
-        Format::Name => hosts_that_answered(setting, &heard)?,
-        Format::Table | Format::Wide => match heard.as_slice() {
-            [(_, Ok(info))] => setting.output.table_without_headers(info_lines(info))?,
-            [(_, Err(_))] => {}
-            _ => {
-                let row = |(address, info): &Heard<HostInfo>| match info {
-                    Ok(info) => info_row(address, info),
-                    Err(error) => error_row(address, error, INFO_HEADERS.len(), 0),
-                };
-                setting
-                    .output
-                    .table(&INFO_HEADERS, heard.iter().map(row).collect())?;
-            }
-        },
-    }
-    Ok(conclude(setting, &heard))
-}
-
-const INFO_HEADERS: [&str; 9] = [
-    "HOST",
-    "HYPERVISOR",
-    "CPUS",
-    "LOAD",
-    "VCPUS USED",
-    "MEMORY",
-    "FREE",
-    "MEMORY USED",
-    "DOMAINS",
-];
-
-fn info_row(address: &Address, info: &HostInfo) -> Row {
-    let drivers: Vec<_> = info
-        .hypervisors
-        .iter()
-        .map(|h| format!("{} {}", h.driver, h.version))
-        .collect();
-    let is_well = info.stuck_lanes == 0 && info.hypervisors.iter().all(|h| h.trouble.is_empty());
-    let [load, _, _] = info.load;
-    Row {
-        cells: vec![
-            address.to_string().into(),
-            Field {
-                text: if is_well {
-                    drivers.join(", ")
-                } else {
-                    format!("{} (trouble)", drivers.join(", "))
-                },
-                style: if is_well { Style::Plain } else { Style::Bad },
-            },
-            info.cpus.to_string().into(),
-            format!("{load:.2}").into(),
-            info.used_vcpus.to_string().into(),
-            size(info.memory_kib).into(),
-            size(info.free_memory_kib).into(),
-            size(info.used_memory_kib).into(),
-            format!("{}/{}", info.active, info.domains).into(),
-        ],
-        style: Style::Plain,
-    }
-}
-
-fn info_lines(info: &HostInfo) -> Vec<Row> {
-    let mhz = if info.mhz == 0 {
-        String::new()
-    } else {
-        format!(", {} MHz", info.mhz)
-    };
-    let [one, five, fifteen] = info.load;
-    let mut lines = vec![
-        key_value("Host:", info.hostname.clone()),
-        key_value("xmand:", info.xmand.clone()),
-        key_value(
-            "Processors:",
-            format!("{} ({}{mhz})", info.cpus, info.cpu_model),
-        ),
-        key_value("Load:", format!("{one:.2} {five:.2} {fifteen:.2}")),
-        key_value(
-            "Memory:",
-            format!(
-                "{}, {} free",
-                size(info.memory_kib),
-                size(info.free_memory_kib)
-            ),
-        ),
-        key_value(
-            "Domains:",
-            format!("{}, {} active", info.domains, info.active),
-        ),
-        key_value(
-            "In use:",
-            format!(
-                "{} vcpus, {} of memory",
-                info.used_vcpus,
-                size(info.used_memory_kib)
-            ),
-        ),
-    ];
-    for hypervisor in &info.hypervisors {
-        let age = span(Duration::from_millis(hypervisor.age_ms));
-        let text = format!(
-            "{} {}, libvirt {} ({}), read {age} ago",
-            hypervisor.driver, hypervisor.version, hypervisor.libvirt, hypervisor.uri
-        );
-        lines.push(key_value("Hypervisor:", text));
-        if !hypervisor.trouble.is_empty() {
-            lines.push(bad_key_value("  Trouble:", hypervisor.trouble.clone()));
-        }
-    }
-    if info.stuck_lanes > 0 {
-        let text = format!(
-            "libvirt has not come back from work on {} domains",
-            info.stuck_lanes
-        );
-        lines.push(bad_key_value("Stuck:", text));
-    }
-    lines
-}
-
-pub(crate) fn key_value(key: &str, value: String) -> Row {
-    Row::plain(vec![key.into(), value.into()])
-}
-
-fn bad_key_value(key: &str, value: String) -> Row {
-    Row {
-        style: Style::Bad,
-        ..key_value(key, value)
-    }
-}
-
-fn info_value(address: &Address, info: &HostInfo) -> Value {
-    let hypervisors: Vec<_> = info
-        .hypervisors
-        .iter()
-        .map(|h| {
-            json!({
-                "uri": h.uri,
-                "driver": h.driver,
-                "version": h.version,
-                "libvirt": h.libvirt,
-                "trouble": h.trouble,
-                "age_ms": h.age_ms,
-            })
-        })
-        .collect();
-    json!({
-        "host": address,
-        "hostname": info.hostname,
-        "xmand": info.xmand,
-        "hypervisors": hypervisors,
-        "cpu_model": info.cpu_model,
-        "cpus": info.cpus,
-        "mhz": info.mhz,
-        "memory_kib": info.memory_kib,
-        "free_memory_kib": info.free_memory_kib,
-        "load": info.load,
-        "active": info.active,
-        "domains": info.domains,
-        "used_vcpus": info.used_vcpus,
-        "used_memory_kib": info.used_memory_kib,
-        "stuck_lanes": info.stuck_lanes,
-    })
-}
-
-/// What a host says of the caller, and who it proved to be itself.
-struct Known {
-    identity: Identity,
-    service: String,
-    software: String,
-}
-
-/// `rxm whoami`
-pub(crate) async fn whoami(setting: &Setting) -> Result<Tally, Stop> {
-    let hosts = setting.hosts()?;
-    setting.check_ticket().await?;
-    let heard = fleet::all(hosts, fleet::WIDTH, |address| async move {
-        let mut caller = setting.caller(&address);
-        let known = identify(setting, &mut caller).await;
-        (address, known)
-    })
-    .await;
-    match setting.output.format {
-        Format::Json | Format::Yaml => {
-            let value = |(address, known): &Heard<Known>| match known {
-                Ok(known) => whoami_value(address, known),
-                Err(error) => error_value(address, error),
-            };
-            setting.output.values(heard.iter().map(value).collect())?;
-        }
-        Format::Name => hosts_that_answered(setting, &heard)?,
-        Format::Table | Format::Wide => match heard.as_slice() {
-            [(_, Ok(known))] => setting.output.table_without_headers(whoami_lines(known))?,
-            [(_, Err(_))] => {}
-            _ => {
-                let row = |(address, known): &Heard<Known>| match known {
-                    Ok(known) => whoami_row(address, known),
-                    Err(error) => error_row(address, error, WHOAMI_HEADERS.len(), 0),
-                };
-                setting
-                    .output
-                    .table(&WHOAMI_HEADERS, heard.iter().map(row).collect())?;
-            }
-        },
-    }
-    Ok(conclude(setting, &heard))
-}
-
-/// Whom a host takes the caller for; a host that lets the caller do nothing, not even ask that, has told it in its welcome.
-async fn identify(setting: &Setting, caller: &mut Caller) -> Result<Known, Explanation> {
-    let reply = setting
-        .ask(caller, &Request::Whoami(Whoami::default()))
-        .await;
-    let service = caller
-        .met()
-        .map(|met| met.service.to_string())
-        .unwrap_or_default();
-    match (reply, caller.met()) {
-        (Ok((Reply::Whoami(identity), _)), met) => {
-            let software = met
-                .map(|met| met.welcome.software.clone())
-                .unwrap_or_default();
-            Ok(Known {
-                identity,
-                service,
-                software,
-            })
-        }
-        (Ok(_), _) => Err(misfit()),
-        (Err(error), Some(met))
-            if error.code == Code::Denied.name() && setting.on_behalf_of.is_none() =>
-        {
-            Err(Explanation {
-                what: format!(
-                    "the host ({service}) knows you as {}, and you may do nothing here",
-                    met.welcome.principal
-                ),
-                advice: "its administrators can give you a right".to_owned(),
-                ..error
-            })
-        }
-        (Err(error), _) => Err(error),
-    }
-}
-
-const WHOAMI_HEADERS: [&str; 5] = ["HOST", "PRINCIPAL", "UNTIL", "RULE", "MAY"];
-
-fn whoami_row(address: &Address, known: &Known) -> Row {
-    let identity = &known.identity;
-    Row::plain(vec![
-        address.to_string().into(),
-        person(identity).into(),
-        moment(identity.until).into(),
-        rule(identity).into(),
-        may(identity).into(),
-    ])
-}
-
-fn whoami_lines(known: &Known) -> Vec<Row> {
-    let identity = &known.identity;
-    let mut lines = vec![key_value("Principal:", identity.principal.to_string())];
-    if let Some(acting) = &identity.acting {
-        lines.push(key_value(
-            "Acting:",
-            format!("{acting}, for {}", identity.principal),
-        ));
-    }
-    if !identity.groups.is_empty() {
-        lines.push(key_value("Groups:", identity.groups.join(" ")));
-    }
-    lines.extend([
-        key_value("Until:", moment(identity.until)),
-        key_value("Host proved:", known.service.clone()),
-        key_value("Let in by:", rule(identity)),
-        key_value("May:", may(identity)),
-        key_value("Session:", identity.session.clone()),
-    ]);
-    lines
-}
-
-fn person(identity: &Identity) -> String {
-    match &identity.acting {
-        None => identity.principal.to_string(),
-        Some(acting) => format!("{} (for whom {acting} acts)", identity.principal),
-    }
-}
-
-fn rule(identity: &Identity) -> String {
-    if identity.rule.is_empty() {
-        "no rule".to_owned()
-    } else {
-        identity.rule.clone()
-    }
-}
-
-fn may(identity: &Identity) -> String {
-    if identity.verbs.is_empty() {
-        "nothing here".to_owned()
-    } else {
-        identity.verbs.join(" ")
-    }
-}
-
-fn whoami_value(address: &Address, known: &Known) -> Value {
-    let identity = &known.identity;
-    json!({
-        "host": address,
-        "principal": identity.principal,
-        "service": known.service,
-        "until_s": identity.until,
-        "rule": identity.rule,
-        "verbs": identity.verbs,
-        "groups": identity.groups,
-        "acting": identity.acting,
-        "session": identity.session,
-        "xmand": known.software,
-    })
-}
-
-/// Writes a time in seconds since 1970 in the person's own time zone.
-pub(crate) fn moment(seconds: u64) -> String {
-    let written = i64::try_from(seconds)
-        .ok()
-        .and_then(|seconds| Timestamp::from_second(seconds).ok());
-    match written {
-        Some(time) => time
-            .to_zoned(TimeZone::system())
-            .strftime("%Y-%m-%d %H:%M:%S")
-            .to_string(),
-        None => "-".to_owned(),
-    }
-}
-
-/// A job as JSON has it.
-pub(crate) fn job_value(address: &Address, job: &JobRow) -> Value {
-    json!({
-        "host": address,
-        "id": job.id,
-        "principal": job.principal,
-        "verb": job.verb,
-        "domain": job.domain,
-        "uuid": job.uuid,
-        "detail": job.detail,
-        "state": job.state.to_string(),
-        "result": job.result,
-        "began_ms": job.began_ms,
-        "ended_ms": job.ended_ms,
-        "progress": job.progress.as_ref().map(progress_value),
-    })
-}
-
-fn progress_value(progress: &Progress) -> Value {
-    json!({
-        "phase": progress.phase,
-        "percent": progress.percent.min(100),
-        "done_bytes": progress.done_bytes,
-        "remaining_bytes": progress.remaining_bytes,
-        "total_bytes": progress.total_bytes,
-        "rate_bytes_per_s": progress.rate,
-        "elapsed_ms": progress.elapsed_ms,
-        "eta_ms": progress.eta_ms,
-    })
-}
-
-/// Asks every host the same.
-async fn ask_all<T>(
-    setting: &Setting,
-    request: Request,
-    read: impl Fn(Reply) -> Option<T>,
-) -> Result<Vec<Heard<T>>, Stop> {
-    let hosts = setting.hosts()?;
-    setting.check_ticket().await?;
-    let (request, read) = (&request, &read);
-    Ok(fleet::all(hosts, fleet::WIDTH, |address| async move {
-        let mut caller = setting.caller(&address);
-        let heard = match setting.ask(&mut caller, request).await {
-            Ok((reply, _)) => read(reply).ok_or_else(misfit),
-            Err(error) => Err(error),
-        };
-        (address, heard)
-    })
-    .await)
-}
-
-fn hosts_that_answered<T>(setting: &Setting, heard: &[Heard<T>]) -> Result<(), Stop> {
-    for (address, _) in heard.iter().filter(|(_, heard)| heard.is_ok()) {
-        setting.output.line(&address.to_string())?;
-    }
-    Ok(())
-}
-
-/// Says what went wrong where, and counts.
-pub(crate) fn conclude<T>(setting: &Setting, heard: &[Heard<T>]) -> Tally {
-    let mut tally = Tally::default();
-    let mut complaints = Complaints::default();
-    for (address, heard) in heard {
-        match heard {
-            Ok(_) => tally.done(),
-            Err(error) => {
-                tally.failed(error.kind);
-                complaints.add(address.to_string(), error);
-            }
-        }
-    }
-    complaints.say(&setting.output);
-    tally
-}
-
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;
-    use xman_client::Kind;
+    use xman_client::{Explanation, Kind};
+    use xman_common::protocol::Standing;
 
     use super::*;
+    use crate::heard::Heard;
 
     fn row() -> DomainRow {
         DomainRow {
@@ -1111,11 +663,5 @@ mod tests {
             text.contains("\n- host: skurut68\n  error:\n    code: unreachable\n"),
             "{text}"
         );
-    }
-
-    #[test]
-    fn moments_out_of_reach_are_no_panic() {
-        assert_eq!(moment(u64::MAX), "-");
-        assert!(moment(0).contains("19"));
     }
 }
